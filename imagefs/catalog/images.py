@@ -1,0 +1,418 @@
+"""The table of images: records, inode numbers, entries of by-name/, and by difference everything that follows
+from a record: index rows, references of maps, the end of a draft."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from imagefs.catalog import entries, records, schema
+from imagefs.catalog.indexes import Indexes
+from imagefs.catalog.log import Op
+from imagefs.catalog.queries import Finder, Query
+from imagefs.catalog.records import STATUSES, Attrs
+from imagefs.errors import Exists, InvalidValue, NotFound, Stale
+from imagefs.types import TRANSITIONS, Image, Kind, Status
+
+if TYPE_CHECKING:
+    from imagefs.catalog.checkpoints import Checkpoints
+    from imagefs.catalog.counters import Counters
+    from imagefs.catalog.env import Environment, Txn
+    from imagefs.catalog.log import Log
+    from imagefs.catalog.maps import Maps
+
+_DELETED = STATUSES.index(Status.DELETED)
+_OWN_TIME = {"atime", "draft", "draft_gen", "updated_at", "ctime"}
+"""What changes without changing ctime."""
+_GLANCE = (
+    "name",
+    "status",
+    "owner",
+    "visibility",
+    "disk_format",
+    "container_format",
+    "size",
+    "virtual_size",
+    "checksum",
+    "os_hash_algo",
+    "os_hash_value",
+    "min_disk",
+    "min_ram",
+    "protected",
+    "os_hidden",
+    "tags",
+    "properties",
+)
+"""Fields whose change changes updated_at."""
+
+
+class Images:
+    """Each method is one transaction, or joins the thread's open one."""
+
+    def __init__(
+        self,
+        env: Environment,
+        counters: Counters,
+        log: Log,
+        maps: Maps,
+        checkpoints: Checkpoints,
+        clock: Callable[[], int],
+    ) -> None:
+        self._env = env
+        self._counters = counters
+        self._log = log
+        self._maps = maps
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._indexes = Indexes(env)
+        self._finder = Finder(env)
+        self._images = env.table(schema.IMAGES.name)
+        self._inos = env.table(schema.BY_INO.name)
+        self._entries = env.table(schema.ENTRY.name)
+        self._unlinked = env.table(schema.UNLINKED.name)
+        self._created = env.table(schema.I_CREATED.name)
+
+    # -- looking up --------------------------------------------------------------------------------
+
+    def get(self, image_id: UUID, *, deleted: bool = False) -> Image:
+        """The record. NotFound; deleted images, whose rows stay until finalised, only with `deleted`."""
+        return records.decode(self._row(image_id, deleted))
+
+    def attrs(self, image_id: UUID, *, deleted: bool = False) -> Attrs:
+        """The record's header alone, about ten times cheaper than `get`. NotFound."""
+        return records.attrs(self._row(image_id, deleted))
+
+    def find(self, prefix: str) -> list[UUID]:
+        """Ids that begin with `prefix` (hex digits; dashes do not matter), at most 100 of them."""
+        digits = prefix.replace("-", "").lower()
+        if not digits or len(digits) > 32 or set(digits) - set("0123456789abcdef"):
+            return []
+        found: list[UUID] = []
+        with self._env.read() as txn:
+            cursor = txn.cursor(db=self._images)
+            if cursor.set_range(bytes.fromhex(digits.ljust(32, "0"))):
+                for key, raw in cursor:
+                    if not key.hex().startswith(digits) or len(found) == 100:
+                        break
+                    if records.attrs(raw).status_code != _DELETED:
+                        found.append(UUID(bytes=key))
+        return found
+
+    def by_ino(self, ino: int, *, deleted: bool = False) -> tuple[UUID, Kind]:
+        """Whose inode it is. Stale when no image has it (any more); deleted ones only with `deleted`."""
+        with self._env.read() as txn:
+            raw = txn.get(schema.U64.pack(ino), db=self._inos) if 0 < ino < 1 << 64 else None
+            row = txn.get(raw[:16], db=self._images) if raw is not None else None
+        if raw is None or row is None or (not deleted and records.attrs(row).status_code == _DELETED):
+            raise Stale(f"No image has inode {ino} any more.")
+        return UUID(bytes=raw[:16]), Kind(raw[16])
+
+    def by_entry(self, entry: bytes) -> UUID | None:
+        """The image that by-name/ shows under this entry."""
+        if not 0 < len(entry) <= entries.ENTRY_MAX:
+            return None
+        with self._env.read() as txn:
+            raw = txn.get(entry, db=self._entries)
+        return UUID(bytes=raw) if raw is not None else None
+
+    def named(self, name: str) -> list[UUID]:
+        """Images with exactly this name, oldest first."""
+        return self._finder.with_term(schema.I_NAME.name, schema.text(name))
+
+    def with_status(self, status: Status) -> list[UUID]:
+        """Images in this state, oldest first; deleted ones are in `unlinked`."""
+        return self._finder.with_term(schema.I_STATUS.name, schema.text(status))
+
+    def query(self, query: Query) -> list[Image]:
+        """One page of records. NotFound for a marker that is no image, InvalidValue for an unknown order."""
+        return self._finder.page(query)
+
+    def count(self) -> int:
+        """Images that are not deleted."""
+        with self._env.read() as txn:
+            return txn.stat(db=self._created)["entries"]
+
+    def walk(self, kind: Kind, after_ino: int = 0, limit: int = 1000) -> list[tuple[int, Attrs]]:
+        """Up to `limit` (ino, header) with ino above `after_ino`, in inode order.
+
+        DIRECTORY: every image that is not deleted. DATA: those that by-name/ shows (`Attrs.entry`). An
+        image is listed once and in the same place however many others come and go.
+        """
+        found: list[tuple[int, Attrs]] = []
+        unpack, attrs, want = schema.U64.unpack, records.attrs, int(kind)
+        with self._env.read() as txn:
+            cursor = txn.cursor(db=self._inos)
+            if not cursor.set_range(schema.U64.pack(after_ino + 1)):
+                return found
+            for key, owner in cursor:
+                if owner[16] != want:
+                    continue
+                head = attrs(txn.get(owner[:16], b"", db=self._images))
+                if head.entry is None if want == Kind.DATA else head.status_code == _DELETED:
+                    continue
+                found.append((unpack(key)[0], head))
+                if len(found) == limit:
+                    break
+        return found
+
+    def unlinked(self) -> list[tuple[int, UUID]]:
+        """(generation of its deletion, id) of deleted images whose rows are still there, oldest first."""
+        with self._env.read() as txn:
+            keys = txn.cursor(db=self._unlinked).iternext(keys=True, values=False)
+            return [(schema.U64.unpack(key[:8])[0], UUID(bytes=key[8:])) for key in keys]
+
+    # -- changing ----------------------------------------------------------------------------------
+
+    def add(self, image: Image, op: Op = Op.CREATE) -> Image:
+        """Makes the record and returns it with what the catalog gave it: dir_ino, data_ino (metadata.json is
+        dir_ino + 1), its entry, and created_at, updated_at, atime, mtime, ctime where they were 0.
+
+        Numbers and times that are not 0 are kept. Exists (id taken, also by a deleted image); NoSpace;
+        NotFound for a map that is not there; InvalidValue.
+        """
+        self._env.require_space()
+        _check(image)
+        with self._env.write() as txn:
+            if txn.get(image.id.bytes, db=self._images) is not None:
+                raise Exists(f"There is an image {image.id} already.")
+            for map_id in _maps_of(image):
+                self._maps.info(map_id)
+            new = self._numbered(self.timed(image))
+            new = replace(new, entry=self._entry_for(txn, new, None))
+            self._store(txn, None, new)
+            self._log.append(op, new, None, self._clock())
+        return new
+
+    def update(self, image_id: UUID, change: Callable[[Image], Image], op: Op = Op.UPDATE) -> Image:
+        """Replaces the record by `change(record)` and returns it.
+
+        Indexes, by_ino, the entry and references of maps follow by difference. Another name gives a new entry
+        (S6); pending_delete gives it up. When the draft ends here, or another one takes its place, what was
+        reserved for it goes to trash and its checkpoint is dropped. updated_at follows Glance's fields,
+        ctime all but the draft and atime, unless `change` sets them. An unchanged record writes nothing.
+
+        NotFound; InvalidValue for a step that TRANSITIONS lacks or a record that cannot be: nothing is
+        changed.
+        """
+        with self._env.write() as txn:
+            old = self.get(image_id)
+            new = change(old)
+            if new == old:
+                return old
+            _check_step(old, new)
+            for map_id in _maps_of(new):
+                self._maps.info(map_id)
+            new = self._touched(old, new)
+            new = replace(new, entry=self._entry_for(txn, new, old))
+            self._store(txn, old, new)
+            self._log.append(op, new, old, self._clock())
+        return new
+
+    def rename(self, image_id: UUID, entry: bytes, victim: UUID | None = None) -> Image:
+        """Gives the image exactly this entry and the name it spells; `victim`, who has it, is unlinked first.
+
+        NotFound, Exists if an image that is not `victim` has the entry; InvalidValue, NotText or
+        NameTooLong for an entry that spells no name. Whether the victim is protected is for the caller to
+        check.
+        """
+        name = entries.decode(entry)
+        with self._env.write() as txn:
+            old = self.get(image_id)
+            if old.entry == entry:
+                return old
+            owner = self.by_entry(entry)
+            if owner is not None and owner != victim:
+                raise Exists(f"Image {owner} has the entry {entry.decode()}.")
+            if owner is not None:
+                self.unlink(owner)
+            new = self._touched(old, replace(old, name=name))
+            new = replace(new, entry=entry if _shown(new) else None)
+            self._store(txn, old, new)
+            self._log.append(Op.RENAME, new, old, self._clock())
+        return new
+
+    def replace(self, image_id: UUID, victim: UUID) -> Image:
+        """Unlinks `victim` and gives its entry and name to the image, in one transaction. InvalidValue if
+        it has none."""
+        with self._env.write():
+            entry = self.get(victim).entry
+            if entry is None:
+                raise InvalidValue(f"Image {victim} has no entry in by-name/ to take.")
+            return self.rename(image_id, entry, victim)
+
+    def unlink(self, image_id: UUID) -> Image:
+        """T4: deleted, out of all indexes, by_entry and listings at once. Returns the tombstone.
+
+        The row, the map and what its draft reserved stay until finalised. NotFound.
+        """
+        with self._env.write() as txn:
+            old = self.get(image_id)
+            new = self._touched(old, replace(old, status=Status.DELETED, entry=None))
+            self._store(txn, old, new)
+            gen = self._log.append(Op.DELETE, new, old, self._clock())
+            txn.put(schema.U64.pack(gen) + image_id.bytes, b"", db=self._unlinked)
+        return new
+
+    def remove(self, gen: int, image_id: UUID) -> None:
+        """The end of a deleted image's row and of all that hangs on it; part of T5."""
+        with self._env.write() as txn:
+            old = self.get(image_id, deleted=True)
+            self._store(txn, old, None)
+            txn.delete(schema.U64.pack(gen) + image_id.bytes, db=self._unlinked)
+
+    def amend(self, image: Image) -> None:
+        """Replaces a record as it is: no log row, no times. For a deleted image's draft."""
+        with self._env.write() as txn:
+            self._store(txn, self.get(image.id, deleted=True), image)
+
+    def note(self, image_id: UUID, op: Op) -> None:
+        """A log row for something beside the record that changed; nothing for a deleted image."""
+        with self._env.write():
+            image = self.get(image_id, deleted=True)
+            if image.status != Status.DELETED:
+                self._log.append(op, image, image, self._clock())
+
+    def timed(self, image: Image) -> Image:
+        """The record with the present time where it has none."""
+        now = self._clock()
+        return replace(
+            image,
+            created_at=image.created_at or now,
+            updated_at=image.updated_at or now,
+            atime=image.atime or now,
+            mtime=image.mtime or now,
+            ctime=image.ctime or now,
+        )
+
+    def new_ino(self) -> int:
+        """A number never given before, for a new draft's `data_ino`."""
+        return self._counters.take("ino")
+
+    # ------------------------------------------------------------------------------------------------
+
+    def _row(self, image_id: UUID, deleted: bool) -> bytes:
+        with self._env.read() as txn:
+            raw = txn.get(image_id.bytes, db=self._images)
+        if raw is None or (not deleted and records.attrs(raw).status_code == _DELETED):
+            raise NotFound(f"There is no image {image_id}.")
+        return raw
+
+    def _store(self, txn: Txn, old: Image | None, new: Image | None) -> None:
+        """The one place that writes records, with all that follows from them."""
+        if new is not None:
+            txn.put(new.id.bytes, records.encode(new), db=self._images)
+        elif old is not None:
+            txn.delete(old.id.bytes, db=self._images)
+        self._indexes.change(txn, old, new)
+        before, after = _places(old), _places(new)
+        for ino in before.inos.keys() - after.inos.keys():
+            txn.delete(schema.U64.pack(ino), db=self._inos)
+        for ino in after.inos.keys() - before.inos.keys():
+            txn.put(schema.U64.pack(ino), after.inos[ino], db=self._inos)
+        if before.entry != after.entry:
+            if before.entry is not None:
+                txn.delete(before.entry, db=self._entries)
+            if after.entry is not None and new is not None:
+                txn.put(after.entry, new.id.bytes, db=self._entries)
+        # References are added before any is taken: a draft that becomes its base map keeps it alive.
+        for map_id in (after.maps - before.maps).elements():
+            self._maps.use(map_id)
+        for map_id in (before.maps - after.maps).elements():
+            self._maps.release(map_id)
+        if old is not None and old.draft is not None and (new is None or _gen(new) != old.draft.gen):
+            self._checkpoints.end_draft(old.id, old.draft)
+
+    def _entry_for(self, txn: Txn, new: Image, old: Image | None) -> bytes | None:
+        """The entry by S6: kept while the name is, else the first spelling that is free."""
+        if not _shown(new):
+            return None
+        if old is not None and old.entry is not None and old.name == new.name:
+            return old.entry
+        spelt = entries.encode(new.name or "")
+        for digits in (0, 8, 16, 32):
+            entry = entries.disambiguated(spelt, new.id, digits) if digits else spelt
+            if len(entry) <= entries.ENTRY_MAX:
+                owner = txn.get(entry, db=self._entries)
+                if owner is None or owner == new.id.bytes:
+                    return entry
+        raise Exists(f"Every entry for the name of image {new.id} is taken.")
+
+    def _numbered(self, image: Image) -> Image:
+        """With inode numbers: three in a row for the directory, its metadata.json and the data."""
+        if not image.dir_ino and not image.data_ino:
+            first = self._counters.take("ino", 3)
+            return replace(image, dir_ino=first, data_ino=first + 2)
+        image = replace(
+            image,
+            dir_ino=image.dir_ino or self._counters.take("ino", 2),
+            data_ino=image.data_ino or self.new_ino(),
+        )
+        self._counters.set("ino", max(self._counters.get("ino"), image.dir_ino + 2, image.data_ino + 1))
+        return image
+
+    def _touched(self, old: Image, new: Image) -> Image:
+        """With updated_at and ctime, where `new` did not set them itself."""
+        now = self._clock()
+        if new.updated_at == old.updated_at and any(getattr(old, f) != getattr(new, f) for f in _GLANCE):
+            new = replace(new, updated_at=now)
+        if new.ctime == old.ctime and any(getattr(old, f) != getattr(new, f) for f in _FOLLOWED):
+            new = replace(new, ctime=now)
+        return new
+
+
+_FOLLOWED = tuple(name for name in Image.__dataclass_fields__ if name not in _OWN_TIME)
+"""Fields whose change changes ctime."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """What besides the indexes a record stands in."""
+
+    inos: dict[int, bytes]
+    entry: bytes | None
+    maps: Counter[int]
+
+
+def _places(image: Image | None) -> _Places:
+    if image is None:
+        return _Places({}, None, Counter())
+    kinds = {image.dir_ino: Kind.DIRECTORY, image.data_ino: Kind.DATA}
+    inos = {ino: image.id.bytes + bytes([kind]) for ino, kind in kinds.items()}
+    return _Places(inos, image.entry, Counter(_maps_of(image)))
+
+
+def _maps_of(image: Image) -> list[int]:
+    """The maps that a record refers to: its data's and its draft's base."""
+    base = image.draft.base_map if image.draft else 0
+    return [map_id for map_id in (image.map_id, base) if map_id]
+
+
+def _gen(image: Image) -> int:
+    return image.draft.gen if image.draft else 0
+
+
+def _shown(image: Image) -> bool:
+    """Whether by-name/ shows it (S6)."""
+    return bool(image.name) and image.status not in (Status.DELETED, Status.PENDING_DELETE)
+
+
+def _check(image: Image) -> None:
+    """Refuses a record that cannot be."""
+    if image.status == Status.DELETED:
+        raise InvalidValue(f"Image {image.id} is deleted by unlinking it.")
+    if (image.draft is not None) != (image.status == Status.SAVING):
+        raise InvalidValue(f"Image {image.id} is {image.status}: a draft exists exactly while it is saving.")
+    if image.map_id and image.status in (Status.QUEUED, Status.SAVING):
+        raise InvalidValue(f"Image {image.id} is {image.status} and cannot have sealed data.")
+
+
+def _check_step(old: Image, new: Image) -> None:
+    """Refuses a change that is no step from one record to the next."""
+    if new.id != old.id or new.dir_ino != old.dir_ino:
+        raise InvalidValue(f"The id and the inode of image {old.id} are for ever.")
+    if new.status != old.status and new.status not in TRANSITIONS[old.status]:
+        raise InvalidValue(f"Image {old.id} is {old.status}: it cannot become {new.status}.")
+    _check(new)

@@ -1,0 +1,1 @@
+"""The Linux kernel's FUSE protocol, spoken directly on /dev/fuse."""

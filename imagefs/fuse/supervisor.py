@@ -1,0 +1,272 @@
+"""The supervisor of a mount: holds what must outlive a worker, and starts workers.
+
+It holds the /dev/fuse descriptor and the descriptor of the session's lock, answers INIT (so that no worker
+can die within it), starts the worker, and another one when it dies: requests wait meanwhile, nobody sees an
+error. It knows neither the catalog nor the tree, and never has its working directory or a file in the mount.
+
+    python -m imagefs.fuse.supervisor --mountpoint M --source REPO --transport kernel --lock-fd N \\
+        [--ready-fd N] [--allow-other] -- WORKER...
+
+WORKER is the worker's command line. With the kernel transport these words are added to it:
+
+    --device-fd N        /dev/fuse, INIT answered
+    --lock-fd N          the session's lock, held
+    --connection UUID    names this kernel connection, the same for all its workers
+    --minor N --max-write N --init-flags N    what INIT agreed on (kernel.init.Negotiated)
+    --incarnation N      how many workers the connection has had before; above 0 the worker has to
+                         restore the open files, and begins by having requests sent again
+    --ready-fd N         first worker only: it writes `ready`, or a sentence about what
+                         went wrong, and closes it
+
+and with the portable transport --lock-fd and --ready-fd alone. Standard error is the supervisor's own.
+
+A worker ends with 0 when the mount is gone, with EXIT_DRAINED when it stopped on SIGTERM for another to take
+over, with EXIT_HOPELESS when no other one could do better (the catalog cannot be opened). After anything else
+another one is started. The supervisor ends with 0 after an unmount, else with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from imagefs.errors import Busy, ImagefsError, MountFailed
+from imagefs.fuse import mounting, mounts
+from imagefs.fuse.kernel import init
+from imagefs.fuse.kernel.init import Negotiated
+
+log = logging.getLogger(__name__)
+
+EXIT_DRAINED = 3
+EXIT_HOPELESS = 4
+READY = "ready"
+MOST_DEATHS = 10
+WITHIN_S = 60.0
+"""So many deaths within this time, and the mount is given up."""
+LONGEST_PAUSE_S = 2.0
+GRACE_S = 10.0
+"""How long a worker may take to answer what it has read when the supervisor is told to end."""
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WATCHED = (*STOP, signal.SIGCHLD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to mount and how to serve it."""
+
+    mountpoint: Path
+    """Absolute, without symbolic links."""
+    source: str
+    """The repository's path, as mount(8) will show it."""
+    transport: str
+    """kernel or portable."""
+    worker: tuple[str, ...]
+    lock_fd: int
+    allow_other: bool = False
+
+
+class Supervisor:
+    """One mount, from mount(2) to its end. Single-threaded; signals are waited for, not handled."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._device = -1
+        self._agreed: Negotiated | None = None
+        self._connection = 0
+        self._id = uuid4()
+        self._pid = 0
+        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+
+    def run(self, ready_fd: int | None) -> int:
+        """Mounts and serves until unmounted; the exit status. Raises MountFailed when it cannot begin.
+
+        `ready_fd` goes to the first worker and is closed here; who reads its other end sees its end when
+        nobody is left to write.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.chdir("/")
+        if self.plan.transport == "kernel":
+            self._mount()
+        incarnation = 0
+        while True:
+            self._start(incarnation, ready_fd)
+            if ready_fd is not None:
+                os.close(ready_fd)
+                ready_fd = None
+            status = self._wait()
+            if status is None:
+                return self._stop()
+            if status == 0:
+                return self._end("")
+            reason = self._hopeless(status)
+            if reason:
+                return self._end(reason)
+            incarnation += 1
+
+    # -- the mount -----------------------------------------------------------------------------
+
+    def _mount(self) -> None:
+        plan = self.plan
+        self._device = mounting.mount(plan.mountpoint, plan.source, allow_other=plan.allow_other)
+        try:
+            self._agreed = _handshake(self._device)
+        except BaseException:
+            with suppress(ImagefsError):
+                mounting.umount(plan.mountpoint, lazy=True)
+            raise
+        mount = mounts.at(plan.mountpoint)
+        if mount is not None:
+            self._connection = mount.connection
+            mounts.raise_readahead(mount)
+
+    def _end(self, reason: str) -> int:
+        """Takes the mount away if it is still there: nobody shall wait for an answer that will not come."""
+        if reason:
+            log.error("%s is given up: %s", self.plan.mountpoint, reason)
+            if self._connection:
+                mounts.abort(self._connection)
+        if self._device >= 0:
+            os.close(self._device)
+        mount = mounts.at(self.plan.mountpoint)
+        if mount is not None and mount.fstype == mounting.FSTYPE and mount.source == self.plan.source:
+            with suppress(ImagefsError):
+                mounting.umount(self.plan.mountpoint, lazy=True)
+        return 1 if reason else 0
+
+    def _stop(self) -> int:
+        """The supervisor was told to end: unmounts, lazily if somebody is in there, and ends the worker."""
+        try:
+            mounting.umount(self.plan.mountpoint)
+        except Busy:
+            log.warning("%s is in use; who has files open there will get errors", self.plan.mountpoint)
+            with suppress(ImagefsError):
+                mounting.umount(self.plan.mountpoint, lazy=True)
+            os.kill(self._pid, signal.SIGTERM)
+        except MountFailed as error:
+            log.warning("%s", error)
+            os.kill(self._pid, signal.SIGTERM)
+        if not self._worker_ends(GRACE_S):
+            os.kill(self._pid, signal.SIGKILL)
+            self._worker_ends(GRACE_S)
+        return self._end("")
+
+    # -- the worker ----------------------------------------------------------------------------
+
+    def _start(self, incarnation: int, ready_fd: int | None) -> None:
+        inherited = {"--lock-fd": self.plan.lock_fd}
+        words: list[str] = []
+        if self._agreed is not None:
+            inherited["--device-fd"] = self._device
+            agreed = self._agreed
+            words = ["--connection", str(self._id), "--incarnation", str(incarnation)]
+            words += ["--minor", str(agreed.minor), "--max-write", str(agreed.max_write)]
+            words += ["--init-flags", str(int(agreed.flags))]
+        if ready_fd is not None:
+            inherited["--ready-fd"] = ready_fd
+        for option, fd in inherited.items():
+            words += [option, str(fd)]
+            os.set_inheritable(fd, True)
+        command = [*self.plan.worker, *words]
+        self._pid = os.posix_spawn(command[0], command, os.environ, setsigmask=())
+
+    def _wait(self) -> int | None:
+        """The worker's exit status, negative for a signal; None when the supervisor is told to end."""
+        half_dead = 0
+        while True:
+            info = signal.sigtimedwait(WATCHED, 1.0)
+            if info is not None and info.si_signo in STOP:
+                return None
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            # A thread that waits in the kernel for the answer of its own process keeps a killed worker from
+            # ever being reaped. The next worker's answer lets it go.
+            half_dead = half_dead + 1 if _is_zombie(self._pid) else 0
+            if half_dead > 1:
+                return -signal.SIGKILL
+
+    def _hopeless(self, status: int) -> str:
+        """Why no other worker is started after one that ended so; empty if one is, after a pause."""
+        if status == EXIT_DRAINED:
+            return ""
+        if self._agreed is None or status == EXIT_HOPELESS:
+            return f"its worker {_ended(status)}"
+        if not self._agreed.resend:
+            return f"its worker {_ended(status)}, and this kernel (before 6.9) cannot send requests again"
+        now = time.monotonic()
+        self._deaths.append(now)
+        recent = sum(now - death < WITHIN_S for death in self._deaths)
+        if recent >= MOST_DEATHS:
+            return f"its worker {_ended(status)}, the {recent}th time within {WITHIN_S:.0f} s"
+        log.warning("worker %d of %s %s; starting another", self._pid, self.plan.mountpoint, _ended(status))
+        pause = 0.0 if recent == 1 else min(0.05 * 2**recent, LONGEST_PAUSE_S)
+        time.sleep(pause)
+        return ""
+
+    def _worker_ends(self, within: float) -> bool:
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            if os.waitpid(self._pid, os.WNOHANG)[0]:
+                return True
+            signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+        return False
+
+
+def _handshake(device: int) -> Negotiated:
+    """Answers INIT, which the kernel sends by itself right after the mount."""
+    while True:
+        reply, agreed = init.answer(os.read(device, 1 << 17))
+        os.write(device, reply)
+        if agreed is not None:
+            return agreed
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+def _ended(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def main() -> int:
+    """The command line of the module's docstring; the exit status."""
+    parser = argparse.ArgumentParser(prog="imagefs-supervisor")
+    parser.add_argument("--mountpoint", type=Path, required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--transport", choices=("kernel", "portable"), required=True)
+    parser.add_argument("--lock-fd", type=int, required=True)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("worker", nargs="+")
+    words = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s imagefs supervisor: %(levelname)s: %(message)s")
+    plan = Plan(
+        mountpoint=words.mountpoint, source=words.source, transport=words.transport,
+        worker=tuple(words.worker), lock_fd=words.lock_fd, allow_other=words.allow_other,
+    )  # fmt: skip
+    try:
+        return Supervisor(plan).run(words.ready_fd)
+    except (ImagefsError, OSError) as error:
+        log.error("%s", error)
+        if words.ready_fd is not None:
+            with suppress(OSError):
+                os.write(words.ready_fd, str(error).encode())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

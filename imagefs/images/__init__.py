@@ -1,0 +1,1 @@
+"""What one can do with images: create, write, seal, read, clone, delete, collect, check."""

@@ -1,0 +1,60 @@
+"""When a draft is sealed by itself (S3): nobody writes it, it has settled, and it is armed."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from imagefs.formats.blank import is_blank
+from imagefs.images.repository import Repository
+from imagefs.images.staging import cookie, data_ranges
+from imagefs.types import Draft, Image, Status
+
+
+def blocked_reason(repo: Repository, image: Image) -> str | None:
+    """Why the draft is not sealed by itself, in words for `user.imagefs.seal_blocked`; None when it is armed."""
+    draft = image.draft
+    if image.status != Status.SAVING or draft is None:
+        return None
+    if draft.marked:
+        return "user.imagefs.draft is set"
+    if draft.blocked:
+        return draft.blocked
+    if draft.released_ns is None:
+        return None if repo.opens.writers(image.data_ino) else "it was never closed after writing"
+    if draft.boot != repo.boot and not _is_complete(repo, image, draft):
+        return "the machine was restarted before all of it was on the disk"
+    if _is_blank(repo, image, draft):
+        return "it holds no data yet"
+    return None
+
+
+def seal_due(repo: Repository, image: Image, settle_s: float) -> float | None:
+    """Seconds until the draft may be sealed by itself, 0.0 or less when it may now; None: not at all."""
+    draft = image.draft
+    if image.status != Status.SAVING or draft is None or draft.released_ns is None:
+        return None
+    if repo.opens.writers(image.data_ino) or blocked_reason(repo, image) is not None:
+        return None
+    return settle_s - (time.time_ns() - draft.released_ns) / 1e9
+
+
+def _is_complete(repo: Repository, image: Image, draft: Draft) -> bool:
+    if draft.complete is None:
+        return False
+    fd = repo.staging.open(image.id, draft.gen)
+    try:
+        return cookie(fd, draft.gen) == draft.complete
+    finally:
+        os.close(fd)
+
+
+def _is_blank(repo: Repository, image: Image, draft: Draft) -> bool:
+    if draft.base_map:
+        return False
+    fd = repo.staging.open(image.id, draft.gen)
+    try:
+        size = os.fstat(fd).st_size
+        return is_blank(lambda offset, length: os.pread(fd, length, offset), size, data_ranges(fd, 0, size))
+    finally:
+        os.close(fd)

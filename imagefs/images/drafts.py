@@ -1,0 +1,30 @@
+"""How a draft's record changes while it is written: pure functions from one value to the next (S3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from imagefs.types import Draft
+
+Change = Callable[[Draft], Draft]
+
+
+def reopened(draft: Draft) -> Draft:
+    """Open for writing again: a seal that is under way will not commit."""
+    return replace(draft, writes=draft.writes + 1, released_ns=None, complete=None, failed=None)
+
+
+def released(now_ns: int, boot: str) -> Change:
+    """Closed by its last writer: the settle time begins."""
+    return lambda draft: replace(draft, released_ns=now_ns, boot=boot)
+
+
+def blocked(reason: str | None) -> Change:
+    """Not to be sealed by itself, for `reason`; the first reason stays until None lifts it."""
+    return lambda draft: replace(draft, blocked=reason and (draft.blocked or reason))
+
+
+def marked(mark: bool) -> Change:
+    """`user.imagefs.draft` set or removed."""
+    return lambda draft: replace(draft, marked=mark)

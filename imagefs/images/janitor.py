@@ -1,0 +1,183 @@
+"""The janitor: what happens by itself. One process of a repository at a time, by a file lock.
+
+Seals drafts when they have settled, fills in hashes, collects garbage, flushes the log, recovers what a
+crash left. Its threads share nothing but a queue; every rule is checked where it acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from uuid import UUID
+
+from imagefs.catalog import LogRow
+from imagefs.errors import Busy, ImagefsError, NotFound, SealCancelled
+from imagefs.images import recovery
+from imagefs.images.arming import seal_due
+from imagefs.images.gc import PENDING_DELETE_S, Collector
+from imagefs.images.hashtask import fill_in_hashes
+from imagefs.images.listing import with_status
+from imagefs.images.service import Images
+from imagefs.types import Image, Status
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+GC_EVERY_S = 2.0
+FLUSH_EVERY_S = 5.0
+UPKEEP_EVERY_S = 60.0
+RETRY_S = 10.0
+"""Between two tries to seal a draft whose sealing failed (S14)."""
+
+
+class Janitor:
+    """Runs while this process holds the janitor lock; waits for it otherwise. start() and stop() once each."""
+
+    def __init__(self, images: Images, settle_s: float) -> None:
+        self._images = images
+        self._repo = images.repo
+        self._settle_s = settle_s
+        self._collector = Collector(self._repo)
+        self._lock_fd = -1
+        self._stop = threading.Event()
+        self._mutex = threading.Lock()
+        """Guards `_due` and nothing else; nothing is called under it."""
+        self._due: dict[UUID, float] = {}
+        """Drafts to look at, by the monotonic time at which."""
+        self._running: dict[UUID, Future[None]] = {}
+        self._next = dict.fromkeys(("gc", "flush", "upkeep"), 0.0)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._hashes = ThreadPoolExecutor(1, thread_name_prefix="hashes")
+        self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+
+    def start(self) -> None:
+        """Begins to wait for the lock and then to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends all work: a seal under way stops before its commit and goes on at the next start."""
+        self._stop.set()
+        self._thread.join(timeout=60)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._hashes.shutdown(wait=True, cancel_futures=True)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+
+    def changed(self, rows: Sequence[LogRow] | None) -> None:
+        """A listener of the log's tail: drafts that were released become due, deletions wake the collector."""
+        if rows is None:
+            self._look_at_all()
+            return
+        for row in rows:
+            if row.record.status == Status.SAVING:
+                self._look_at(row.record)
+            elif row.record.status in (Status.DELETED, Status.PENDING_DELETE, Status.QUEUED):
+                self._next["gc"] = 0.0
+
+    def _look_at(self, image: Image) -> None:
+        if image.draft is not None and image.draft.released_ns is not None:
+            with self._mutex:
+                self._due[image.id] = time.monotonic()
+
+    def _look_at_all(self) -> None:
+        for image in with_status(self._repo.catalog, Status.SAVING):
+            self._look_at(image)
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK_S):
+            try:
+                if self._lock_fd >= 0 or self._take_over():
+                    self._tick()
+            except (ImagefsError, OSError):
+                log.exception("upkeep failed; trying again")
+                self._stop.wait(1.0)
+
+    def _take_over(self) -> bool:
+        fd = os.open(self._repo.path / "locks" / "janitor", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._lock_fd = fd
+        recovery.recover(self._repo, self._collector)
+        self._look_at_all()
+        for image in recovery.without_hashes(self._repo):
+            self._hashes.submit(self._fill_in, image.id)
+        return True
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        with self._mutex:
+            due = [image_id for image_id, at in self._due.items() if at <= now]
+        for image_id in due:
+            self._seal_if_due(image_id, now)
+        if self._is_time("flush", FLUSH_EVERY_S, now):
+            self._repo.logs.flush()
+        if self._is_time("gc", GC_EVERY_S, now):
+            self._collector.run(pending_s=PENDING_DELETE_S)
+            recovery.remove_stray_staging(self._repo)
+        if self._is_time("upkeep", UPKEEP_EVERY_S, now):
+            self._repo.catalog.reader_check()
+            self._repo.logs.snapshot_when_due()
+            self._repo.catalog.log.prune(time.time_ns())
+
+    def _is_time(self, what: str, every_s: float, now: float) -> bool:
+        if now < self._next[what]:
+            return False
+        self._next[what] = now + every_s
+        return True
+
+    # -- sealing -----------------------------------------------------------------------------------
+
+    def _seal_if_due(self, image_id: UUID, now: float) -> None:
+        running = self._running.get(image_id)
+        if running is not None and not running.done():
+            return
+        try:
+            wait_s = seal_due(self._repo, self._repo.catalog.images.get(image_id), self._settle_s)
+        except NotFound:
+            wait_s = None
+        with self._mutex:
+            if wait_s is None:
+                self._due.pop(image_id, None)
+                self._running.pop(image_id, None)
+                return
+            # Storing begins while the draft still settles; only the commit waits for the end of that.
+            # Not at once: qemu-img opens what it makes several times in a row.
+            early = self._settle_s - min(self._settle_s / 4, 0.2)
+            self._due[image_id] = now + max(wait_s - early, 0.0) if wait_s > early else now + RETRY_S
+        if wait_s <= early:
+            self._running[image_id] = self._pool.submit(self._seal, image_id, now + wait_s)
+
+    def _seal(self, image_id: UUID, not_before: float) -> None:
+        def settle() -> None:
+            while time.monotonic() < not_before:
+                if self._stop.wait(min(TICK_S, not_before - time.monotonic())):
+                    raise SealCancelled("The mount is ending; the draft is sealed at the next start.")
+                if seal_due(self._repo, self._repo.catalog.images.get(image_id), self._settle_s) is None:
+                    raise SealCancelled(f"Image {image_id} is being written again.")
+
+        try:
+            image = self._images.seal(image_id, before_commit=settle)
+        except (SealCancelled, NotFound, Busy) as error:
+            log.info("%s", error)
+        except (ImagefsError, OSError) as error:
+            log.warning("sealing image %s failed: %s", image_id, error)
+        else:
+            with contextlib.suppress(RuntimeError):  # stopping
+                self._hashes.submit(self._fill_in, image.id)
+
+    def _fill_in(self, image_id: UUID) -> None:
+        try:
+            fill_in_hashes(self._repo, image_id, self._stop.is_set)
+        except (ImagefsError, OSError) as error:
+            log.warning("hashing image %s failed: %s", image_id, error)

@@ -1,0 +1,80 @@
+"""What a process does first that becomes the janitor: puts right what dead processes left."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from uuid import UUID
+
+from imagefs.errors import NotFound, Sealed
+from imagefs.images.gc import Collector
+from imagefs.images.hashtask import needs_hashes
+from imagefs.images.listing import with_status
+from imagefs.images.repository import Repository
+from imagefs.types import Image, Status
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = "the mount ended while it was being written"
+
+
+def recover(repo: Repository, collector: Collector) -> None:
+    """Reaps dead sessions, blocks drafts that lost their writers, removes stray files. Safe to repeat."""
+    for session in collector.reap():
+        log.info("session %s had died", session)
+    live = {row.id for row in repo.catalog.sessions.list()}
+    for connection in repo.opens.connections() - live:
+        repo.opens.drop(connection)
+    for image in with_status(repo.catalog, Status.SAVING):
+        draft = image.draft
+        if draft is not None and draft.released_ns is None and not repo.opens.writers(image.data_ino):
+            _block(repo, image)
+    remove_stray_staging(repo)
+    repo.store.purge()
+    if repo.index.fresh:
+        repo.rebuild_index()
+
+
+def _block(repo: Repository, image: Image) -> None:
+    def interrupted(now: Image) -> Image:
+        draft = now.draft
+        if draft is None or draft.released_ns is not None or draft.blocked:
+            return now
+        return replace(now, draft=replace(draft, blocked=INTERRUPTED))
+
+    with contextlib.suppress(NotFound, Sealed):
+        repo.catalog.images.update(image.id, interrupted)
+
+
+def remove_stray_staging(repo: Repository) -> None:
+    """Deletes staging files that no record names: of ended drafts, and of creations that never committed.
+
+    Whether a file is stray is decided inside a write transaction, where no creation can be half done.
+    """
+    for image_id, gen, path in list(repo.staging.files()):
+        if _is_named(repo, image_id, gen):
+            continue
+        with repo.catalog.transaction():
+            if not _is_named(repo, image_id, gen):
+                path.unlink(missing_ok=True)
+
+
+def _is_named(repo: Repository, image_id: UUID, gen: int) -> bool:
+    try:
+        image = repo.catalog.images.get(image_id, deleted=True)
+    except NotFound:
+        return False
+    if image.draft is not None and image.draft.gen == gen:
+        return True
+    if needs_hashes(image) and image.draft_gen == gen:
+        return True
+    return any(sibling.gen == gen for sibling in repo.catalog.siblings.list(image.id))
+
+
+def without_hashes(repo: Repository) -> Iterator[Image]:
+    """Active images whose whole-file hashes are still to be computed."""
+    for image in with_status(repo.catalog, Status.ACTIVE):
+        if needs_hashes(image):
+            yield image

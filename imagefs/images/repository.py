@@ -1,0 +1,141 @@
+"""A repository: everything of one store of images on this host, opened together.
+
+    imagefs.json   superblock         staging/    drafts               sessions/  one locked file a session
+    catalog/       LMDB, synchronous  index/      LMDB, disposable     locks/     janitor, log
+    volatile/      open files         store/      packs, maps, log     run/       what is mounted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from imagefs.blocks import superblock as superblocks
+from imagefs.blocks.dedup import sample
+from imagefs.blocks.digest import Digests
+from imagefs.blocks.packs import read_footer
+from imagefs.blocks.superblock import Superblock
+from imagefs.catalog import Catalog, DedupIndex, OpenTable, PackDone, PackKind, PackState
+from imagefs.config import Config
+from imagefs.errors import CatalogBehind, Damaged, Exists, NotARepository, NotFound
+from imagefs.images.logs import EPOCH, LogFlusher
+from imagefs.images.reader import BlockReader
+from imagefs.images.session import Session, boot_id
+from imagefs.images.space import SpaceGuard
+from imagefs.images.staging import Staging
+from imagefs.stores import FileStore
+
+DIRECTORIES = ("staging", "sessions", "locks", "run", "store")
+
+
+class Repository:
+    """What a process needs to work with one repository. Made by open(), after any fork; ended by close()."""
+
+    def __init__(self, path: Path, config: Config, superblock: Superblock) -> None:
+        self.path = path
+        self.config = config
+        self.superblock = superblock
+        self.boot = boot_id()
+        self.digests = Digests(superblock.digest_key)
+        self.store = FileStore(path / "store")
+        self.staging = Staging(path / "staging")
+        self.space = SpaceGuard(path, self.staging)
+        self.catalog = Catalog.open(path / "catalog")
+        self.logs = LogFlusher(superblock.repo, self.catalog, self.store, path / "locks" / "log")
+        self.reader = BlockReader(self.catalog, self.store, config.frame_cache_bytes)
+        self.opens = OpenTable(path / "volatile", self.boot)
+        self.index = DedupIndex(path / "index", self.boot)
+        self.session: Session
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> None:
+        """Makes an empty repository in `path`, a directory that is empty or not there. Raises Exists."""
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise Exists(f"{path} is not empty: it cannot become a repository.")
+        for name in DIRECTORIES:
+            (path / name).mkdir(mode=0o700)
+        superblock = Superblock.new(uuid4(), sampling=config.sampling)
+        Catalog.create(path / "catalog", superblock.repo).close()
+        store = FileStore(path / "store")
+        store.put(superblocks.OBJECT_NAME, superblock.dump())
+        store.put("owner.json", json.dumps({"host": platform.node(), "epoch": EPOCH}).encode())
+        store.close()
+        # Last and by rename: what has a superblock is whole.
+        temporary = path / f"{superblocks.OBJECT_NAME}.tmp"
+        temporary.write_bytes(superblock.dump())
+        temporary.rename(path / superblocks.OBJECT_NAME)
+
+    @classmethod
+    def open(
+        cls, path: Path, config: Config, kind: str, *, session: UUID | None = None, lock_fd: int | None = None
+    ) -> Repository:
+        """The repository in `path`, with a session of `kind` (mount, rest, cli) begun or joined.
+
+        Raises NotARepository, NewerVersion, UnknownFeature, CatalogDamaged, and CatalogBehind when the
+        catalog was restored from a backup older than the log on the store.
+        """
+        try:
+            text = (path / superblocks.OBJECT_NAME).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotARepository(
+                f"{path} is not an imagefs repository: it has no {superblocks.OBJECT_NAME}."
+            ) from error
+        superblock = Superblock.load(text, str(path))
+        superblock.check(write=True, where=str(path))
+        repo = cls(path, config, superblock)
+        try:
+            known, logged = repo.catalog.generation(), repo.logs.newest()
+            if known < logged:
+                raise CatalogBehind(
+                    f"The catalog of {path} is at change {known}, its log on the store at {logged}: it was "
+                    "restored from an older copy. Nothing was written; restore a newer copy."
+                )
+            repo.session = Session(path / "sessions", repo.catalog, kind, id=session, lock_fd=lock_fd)
+            repo.catalog.session = repo.session.id
+        except BaseException:
+            repo._close_files()
+            raise
+        return repo
+
+    def close(self, *, end: bool = True) -> None:
+        """Ends the session (not with `end` False: a worker that is followed by another) and closes all."""
+        with contextlib.suppress(NotFound):
+            self.session.close(end=end)
+        self._close_files()
+
+    def _close_files(self) -> None:
+        self.index.close()
+        self.opens.close()
+        self.catalog.close()
+        self.store.close()
+
+    # -- dedup index -------------------------------------------------------------------------------
+
+    def digest_list(self, pack: int) -> bytes | None:
+        """Digests of all blocks of a pack, 20 B each, from its footer; None when it may not be hit."""
+        try:
+            row = self.catalog.packs.get(pack)
+            if row.state != PackState.LIVE:
+                return None
+            return read_footer(self.store, row.name16).digests
+        except (NotFound, Damaged):
+            return None
+
+    def index_packs(self, packs: Iterable[tuple[PackDone, bytes]]) -> None:
+        """Puts the sampled blocks of packs into the index: (pack, its digest list)."""
+        for done, digests in packs:
+            self.index.add([(digest, done.no, block) for digest, block in sample(digests, self.superblock.sampling)])
+
+    def rebuild_index(self) -> None:
+        """Fills a fresh index from the footers of all live packs; a damaged footer's blocks stay unknown."""
+        for row in self.catalog.packs.scan():
+            if row.kind == PackKind.PACK and row.state == PackState.LIVE:
+                digests = self.digest_list(row.no)
+                if digests is not None:
+                    self.index_packs([(PackDone(no=row.no), digests)])
+        self.index.mark_built()
