@@ -118,8 +118,10 @@ class Draft:
     complete: Cookie | None = None
     """Content that is known to be on the disk (recorded after fdatasync)."""
     base_map: int = 0
-    """Map whose first `base_size` bytes are the draft's content; 0: the staging file has it all."""
+    """Map whose first bytes, as many as the staging file is long, are the draft's content while nothing else
+    was written; 0: the staging file has it all."""
     base_size: int = 0
+    """Size of the base map's file."""
     base_uuid: UUID | None = None
     """The base map's own uuid: what the log says instead of the local number."""
     expected: dict[str, str] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class Image:
     os_hash_algo: str | None = None
     os_hash_value: str | None = None
     root: str | None = None
-    """BLAKE3 over the block digests in order, hex; equal root and size mean equal bytes."""
+    """BLAKE3 over the block digests in order, by leaves of 256 MiB, hex; equal root and size mean equal bytes."""
     min_disk: int = 0
     min_ram: int = 0
     protected: bool = False

@@ -100,7 +100,7 @@ class Bench:
         return path
 
     def mknod(self, path: str, mode: int = 0o644, caller: Caller = ROOT) -> Attr:
-        return self.tree.mknod(*self.place(path), mode, caller)
+        return self.tree.create(*self.place(path), mode, caller)
 
     def unlink(self, path: str) -> None:
         self.tree.unlink(*self.place(path), ROOT)

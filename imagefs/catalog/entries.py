@@ -17,7 +17,8 @@ ENTRY_MAX = 255
 
 _SPECIAL = re.compile(r"[%/\x00-\x1f\x7f-\x9f]")
 _ESCAPES = re.compile(r"(?:%[0-9A-F]{2})+")
-_TORN = re.compile(rb"%[0-9A-F]?$")
+_TORN = re.compile(rb"(?:%C2)?(?:%[0-9A-F]?)?$")
+"""The beginning of an escape, or of the two of a control character above 127, at an end."""
 
 
 def encode(name: str) -> bytes:
@@ -59,7 +60,7 @@ def disambiguated(entry: bytes, image_id: UUID, digits: int = 8) -> bytes:
     suffix = b"~" + image_id.hex[:digits].encode()
     kept = entry[: ENTRY_MAX - len(suffix)]
     if len(kept) < len(entry):
-        kept = _TORN.sub(b"", kept.decode(errors="ignore").encode())
+        kept = _TORN.sub(b"", kept.decode(errors="ignore").encode(), count=1)
     return kept + suffix
 
 

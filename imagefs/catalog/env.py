@@ -175,7 +175,7 @@ class Environment:
 
     def require_space(self) -> None:
         """Raises NoSpace when only the reserve is left: for what adds rows; deleting does not ask."""
-        if self._reserve is not None and self._reserve.starved(self.used()):
+        if self._reserve is not None and self._reserve.only():
             raise NoSpace(f"The disk under {self.path} is full; what is reserved there is for deleting.")
 
     def used(self) -> int:

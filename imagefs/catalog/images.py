@@ -164,6 +164,14 @@ class Images:
             keys = txn.cursor(db=self._unlinked).iternext(keys=True, values=False)
             return [(schema.U64.unpack(key[:8])[0], UUID(bytes=key[8:])) for key in keys]
 
+    def unlinked_at(self, image_id: UUID) -> int | None:
+        """The generation of a deleted image's deletion; quick for the oldest ones, which are ended first."""
+        with self._env.read() as txn:
+            for key in txn.cursor(db=self._unlinked).iternext(keys=True, values=False):
+                if key.endswith(image_id.bytes):
+                    return int(schema.U64.unpack(key[:8])[0])
+        return None
+
     # -- changing ----------------------------------------------------------------------------------
 
     def add(self, image: Image, op: Op = Op.CREATE) -> Image:

@@ -110,7 +110,6 @@ class Packs:
     ) -> list[tuple[int, bytes]]:
         """T1: `count` new (number, name16), pend and owned by the image. Names are random, never used
         again. NoSpace."""
-        self._env.require_space()
         names = [os.urandom(16) for _ in range(count)]
         with self._env.write():
             return [(self.reserve_named(image_id, kind, name), name) for name in names]

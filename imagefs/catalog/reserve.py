@@ -39,20 +39,18 @@ class Reserve:
         left = stat.st_blocks * 512 - used
         if left >= RESERVE // 2 or time.monotonic() < self._next_try:
             return
-        self._next_try = time.monotonic() + 1.0
         target = min(RESERVE, (self._free() + max(0, left)) // 10)
-        if left < target // 2:
-            self._allocate(KEEP_SIZE, used, target)
+        if left < target // 2 and not self._allocate(KEEP_SIZE, used, target):
+            self._next_try = time.monotonic() + 1.0
 
     def left(self, used: int) -> int:
         """Bytes allocated behind the first `used` ones."""
         return max(0, os.fstat(self._fd).st_blocks * 512 - used)
 
-    def starved(self, used: int) -> bool:
-        """Whether what is left should be kept for deleting: the disk is full and no more can be reserved."""
+    def only(self) -> bool:
+        """Whether there is nothing but the reserve: the disk is full, to 8 MiB or 1/64 of it."""
         space = os.fstatvfs(self._fd)
-        floor = min(8 << 20, space.f_blocks * space.f_frsize // 64)
-        return space.f_bavail * space.f_frsize < floor and self.left(used) < floor
+        return self._free() < min(8 << 20, space.f_blocks * space.f_frsize // 64)
 
     def close(self) -> None:
         """Closes the descriptor; the reserved blocks stay."""
@@ -62,8 +60,12 @@ class Reserve:
         space = os.fstatvfs(self._fd)
         return space.f_bavail * space.f_frsize
 
-    def _allocate(self, mode: int, offset: int, length: int) -> None:
+    def _allocate(self, mode: int, offset: int, length: int) -> bool:
+        """False when it could not be done (no space, not supported): then things are as they were."""
         fallocate = getattr(_libc, "fallocate", None)
-        if fallocate is not None and length > 0:
-            # A failure (no space, not supported) leaves things as they were, which is all that can be done.
-            fallocate(self._fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length))
+        if fallocate is None or length <= 0:
+            return False
+        done: int = fallocate(
+            self._fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)
+        )
+        return done == 0

@@ -276,11 +276,9 @@ def sealers_have_sessions(at: Snapshot) -> Iterator[Finding]:
     """The sealer of a draft, and whoever holds something, is a session with a row."""
     sessions = at.keys(schema.SESSIONS)
     for image in at.images():
-        if image.draft is not None and image.draft.sealer is not None:
-            if image.draft.sealer.bytes not in sessions:
-                yield Finding(
-                    "sealers_have_sessions", str(image.id), "is being sealed by a session that is gone"
-                )
+        sealer = image.draft.sealer if image.draft is not None else None
+        if sealer is not None and sealer.bytes not in sessions:
+            yield Finding("sealers_have_sessions", str(image.id), "is being sealed by a session that is gone")
     for key in at.keys(schema.HOLDS):
         if key[-16:] not in sessions:
             yield Finding("sealers_have_sessions", _id(key[-16:]), "holds something and is gone")

@@ -287,13 +287,12 @@ class Seals:
         False: not yet, or no deleted image.
         """
         with self._env.write():
-            least = self._sessions.acknowledged()
-            for gen, unlinked in self._images.unlinked():
-                if unlinked == image_id and self._may_end(gen, image_id, least):
-                    self._siblings.drop(image_id)
-                    self._images.remove(gen, image_id)
-                    return True
-        return False
+            gen = self._images.unlinked_at(image_id)
+            if gen is None or not self._may_end(gen, image_id, self._sessions.acknowledged()):
+                return False
+            self._siblings.drop(image_id)
+            self._images.remove(gen, image_id)
+        return True
 
     # ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ class Mount:
 @click.command("worker", hidden=True)
 @click.option("--session", type=click.UUID, required=True)
 @click.option("--lock-fd", type=int, required=True)
-@click.option("--mountpoint", type=click.Path(path_type=Path), required=True)
+# Not click.Path, which looks at the path: nobody answers for the mount before this process does.
+@click.option("--mountpoint", type=Path, required=True)
 @click.option("--transport", type=click.Choice([str(t) for t in Transport]), required=True)
 @click.option("--settings", "given", default="{}")
 @click.option("--log")
@@ -95,6 +97,9 @@ def worker_command(settings: Settings, /, given: str, transport: str, **words: A
     """Serve a mount until it is gone."""
     config = settings.config.changed(json.loads(given), "The command line")
     _log_to_stderr(config, debug=settings.debug)
+    # From a terminal these reach everybody; the supervisor decides what they mean.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     mount = Mount(transport=Transport(transport), **words)
     try:
         worker = Worker(settings.path, config, mount, json.loads(given))

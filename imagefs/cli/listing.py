@@ -23,7 +23,7 @@ def current_size(repo: Repository, image: Image) -> int | None:
     if image.draft is None:
         return image.size
     status = repo.staging.stat(image.id, image.draft.gen)
-    return max(image.draft.base_size, status.st_size if status else 0)
+    return status.st_size if status else 0
 
 
 @click.command("list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ LOG_AT_MOST = 10 << 20
 
 
 @click.command("mount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 @click.option(
     "--transport", type=click.Choice([str(t) for t in Transport]), help="How to speak to the kernel."
 )
@@ -159,12 +160,13 @@ def _wait_until_it_answers(place: Path) -> None:
 
 
 def _welcome(place: Path, repository: Path) -> None:
+    command = "imagefs" if shutil.which("imagefs") else sys.argv[0]
     say(f"{repository} is mounted at {place}. Try:")
     say(f"    cp disk.qcow2 {place}/by-name/          # an image of that name")
     say(f"    ls -l {place}/by-name")
     say(f"    getfattr -d {place}/by-name/disk.qcow2")
-    say(f"    imagefs --repo {repository} status")
-    say(f"    imagefs umount {place}")
+    say(f"    {command} --repo {repository} status")
+    say(f"    {command} umount {place}")
 
 
 def _stay(process: subprocess.Popen[bytes]) -> int:
@@ -177,7 +179,7 @@ def _stay(process: subprocess.Popen[bytes]) -> int:
 
 
 @click.command("umount")
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=Path)
 @click.option("--lazy", is_flag=True, help="Take it away now; who has files open goes on until closing them.")
 @click.option(
     "--force", is_flag=True, help="End a mount that no longer answers; who waits for it gets an error."

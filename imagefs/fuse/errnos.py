@@ -31,6 +31,8 @@ ERRNOS: dict[type[BaseException], int] = {
     # What open(2) and setxattr(2) name for a limit on a count. ENOSPC would send people to look at the
     # disk, EMFILE at their own descriptors.
     errors.TooMany: errno.EDQUOT,
+    # EINTR and ETIMEDOUT are not what callers of a filesystem expect.
+    errors.TimedOut: errno.EIO,
     # Both mean: not now, something else has to happen to the draft first.
     errors.SealCancelled: errno.EBUSY,
     errors.SealBlocked: errno.EBUSY,

@@ -95,7 +95,7 @@ def state(mount: Mount, deadline: float = 5.0) -> State:
         status = child.wait(deadline)
     except subprocess.TimeoutExpired:
         child.kill()
-        # Whoever waits for an answer can be killed, but for a process that a page fault brought there.
+        # It ends once its request is answered or the connection is aborted, however it was killed.
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(1)
         return State.HUNG

@@ -110,7 +110,7 @@ class PortableOperations:
     def mknod(self, path: str, mode: int, device: int) -> None:
         if not stat.S_ISREG(mode):
             raise Refused("Only regular files and directories can be made here.")
-        self._tree.mknod(*self._place(path), stat.S_IMODE(mode), _caller())
+        self._tree.create(*self._place(path), stat.S_IMODE(mode), _caller())
 
     def create(self, path: str, mode: int, fi: Any) -> None:
         fh = self._new_fh()
@@ -203,7 +203,7 @@ class PortableOperations:
         self._tree.setattr(self._attr(path).ino, change, _caller())
 
     def _handle(self, fi: Any) -> Handle:
-        return self._tree.handle(fi.fh)
+        return self._tree.handle(0, fi.fh)
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
+from imagefs.blocks.digest import is_zero
 from imagefs.errors import NoData, NoSpace, NotSupported, Sealed
 from imagefs.images import drafts
 from imagefs.images.drafts import Change
 from imagefs.images.repository import Repository
 from imagefs.images.staging import PUNCH_HOLE, allocate
-from imagefs.types import BLOCK, Draft, Image
+from imagefs.types import Draft, Image
 
 PIECE = 1 << 20
 
@@ -98,7 +99,9 @@ class DraftFile:
         self._record = record
         self._image_id = image_id
         self._gen = draft.gen
-        self._base = (draft.base_map, draft.base_size) if draft.base_map else None
+        self._base = draft.base_map
+        """While it is not 0 the content is the map's first `size` bytes, and the staging file a hole of that
+        size: the copy may grow without a commit for each piece."""
         self._blocked = draft.blocked is not None
         self._lock = threading.Lock()
         # Readers use a descriptor of their own: a read lease is granted only when nobody can write.
@@ -124,12 +127,14 @@ class DraftFile:
 
     def pread(self, offset: int, length: int) -> bytes:
         base = self._base
-        if base is not None:
-            return self._repo.reader.pread(*base, offset, length)
+        if base:
+            return self._repo.reader.pread(base, self.size, offset, length)
         return os.pread(self._read, length, offset)
 
     def pwrite(self, offset: int, data: memoryview) -> int:
         try:
+            if self._base and self._goes_on(offset, data):
+                return len(data)
             self._own_all()
             self._require_room(offset, len(data))
             done = 0
@@ -150,8 +155,8 @@ class DraftFile:
 
     def truncate(self, size: int) -> None:
         """Cuts or grows the draft. Cut to nothing, it is a new start: earlier write errors are forgotten."""
-        with self._lock:
-            if size == 0:
+        if size == 0:
+            with self._lock:
                 self._drop_base()
         self._own_all()
         os.ftruncate(self._write, size)
@@ -171,8 +176,8 @@ class DraftFile:
             raise
 
     def seek(self, offset: int, whence: int) -> int:
-        if self._base is not None:
-            return SealedFile(self._repo, self._base_image()).seek(offset, whence)
+        if self._base:
+            return SealedFile(self._repo, self._as_sealed()).seek(offset, whence)
         if offset >= self.size:
             raise NoData(f"Offset {offset} is behind the end of the draft.")
         try:
@@ -201,40 +206,53 @@ class DraftFile:
         with self._lock:
             size = self.size
             end = min(offset + length, source.size)
-            fits = offset == size and (end == source.size or end % BLOCK == 0)
-            same = self._base == (source.map_id, size) if size else self._base is None
-            if not fits or not same or end <= offset:
+            if offset != size or end <= offset or (self._base != source.map_id if size else self._base):
                 return False
-            self._repo.catalog.seals.set_base(self._image_id, source.map_id, end)
+            if not size:
+                self._repo.catalog.seals.set_base(self._image_id, source.map_id, source.size)
+                self._base = source.map_id
             os.ftruncate(self._write, end)
-            self._base = (source.map_id, end)
+            return True
+
+    def _goes_on(self, offset: int, data: memoryview) -> bool:
+        """Takes zeros behind the shared prefix as a longer prefix where the base has zeros there too.
+
+        `cp --sparse=never` writes the source's holes and copies what lies between.
+        """
+        with self._lock:
+            base, end = self._base, offset + len(data)
+            if not base or offset != self.size or not is_zero(data):
+                return False
+            whole = self._repo.catalog.maps.info(base).size
+            if end > whole or any(start < end for start, _ in self._repo.reader.data_ranges(base, end, offset)):
+                return False
+            os.ftruncate(self._write, end)
             return True
 
     def _own_all(self) -> None:
         """Copies the base into the staging file, so that the draft can be changed."""
-        if self._base is not None:
+        if self._base:
             with self._lock:
                 self._copy_base()
 
     def _copy_base(self) -> None:
-        if self._base is not None:  # not done by another thread meanwhile
-            map_id, size = self._base
-            for start, length in self._repo.reader.data_ranges(map_id, size):
-                for offset in range(start, start + length, PIECE):
-                    piece = self._repo.reader.pread(map_id, size, offset, min(PIECE, start + length - offset))
-                    self._repo.space.require(len(piece))
-                    os.pwrite(self._write, piece, offset)
-            self._drop_base()
+        map_id, size = self._base, self.size
+        if not map_id:
+            return  # done by another thread meanwhile
+        for start, length in self._repo.reader.data_ranges(map_id, size):
+            for offset in range(start, start + length, PIECE):
+                piece = self._repo.reader.pread(map_id, size, offset, min(PIECE, start + length - offset))
+                self._repo.space.require(len(piece))
+                os.pwrite(self._write, piece, offset)
+        self._drop_base()
 
     def _drop_base(self) -> None:
-        if self._base is not None:
-            self._base = None
+        if self._base:
+            self._base = 0
             self._repo.catalog.seals.drop_base(self._image_id)
 
-    def _base_image(self) -> Image:
-        base = self._base
-        assert base is not None
-        return replace(Image(id=self._image_id), map_id=base[0], size=base[1])
+    def _as_sealed(self) -> Image:
+        return replace(Image(id=self._image_id), map_id=self._base, size=self.size)
 
 
 class EmptyFile:

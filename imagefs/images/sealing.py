@@ -121,7 +121,7 @@ class Sealer:
     def _share(self, image: Image, draft: Draft, size: int) -> Image:
         """Seals a draft that is exactly its base: one transaction, no data moves."""
         base = self._repo.catalog.maps.info(draft.base_map)
-        if not size == draft.base_size == base.size:
+        if size != base.size:
             raise SealBlocked(f"Image {image.id} is the first {size} bytes of a copy; the rest never came.")
         fields = {"disk_format": image.disk_format, "container_format": image.container_format or "bare"}
         return self._repo.catalog.seals.share(image.id, self._repo.session.id, draft.gen, draft.writes, fields)

@@ -115,7 +115,7 @@ def of_data(attrs: Attrs, staging: os.stat_result | None) -> Attr:
         with_staging(attr, staging)
         if attrs.base_map:
             # A copy that still shares its source's blocks. Never 0 blocks: tar would take it for one hole.
-            attr.blocks = -(-attrs.base_size // BLOCK) * (BLOCK // 512)
+            attr.blocks = -(-attr.size // BLOCK) * (BLOCK // 512)
         return attr
     if attrs.sealed:
         attr.mode &= ~WRITE_BITS

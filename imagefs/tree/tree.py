@@ -104,7 +104,7 @@ class Tree:
         directory.make_directory(name, mode, caller)
         return directory.lookup(name)
 
-    def mknod(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attr:
+    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attr:
         """A new empty file: in by-name/ an image, in images/<id>/ its data or a file beside it."""
         directory = self._directory(parent, name)
         directory.make_file(name, mode, caller)
@@ -173,18 +173,18 @@ class Tree:
                 self._rendered[fh] = handle
         return handle
 
-    def handle(self, fh: int, ino: int | None = None) -> Handle:
-        """The open file with this number. Stale when there is none.
+    def handle(self, ino: int, fh: int) -> Handle:
+        """The open file of this inode with this number. Stale when there is none.
 
-        With its inode, a rendered file that an earlier worker had open is rendered again: the durable open
-        table has only data.
+        A rendered file that an earlier worker had open is rendered again: the durable open table has only
+        data. Who cannot be followed by another worker may give 0 for the inode.
         """
         known = self._open_files.get(fh) or self._rendered.get(fh)
-        if known is None and ino is not None and isinstance(self._node(ino), Metadata | ControlFile):
-            known = self.open(ino, os.O_RDONLY, Caller(0, 0), fh)
-        if known is None:
-            raise Stale(f"No file is open under {fh}.")
-        return known
+        if known is not None:
+            return known
+        if not isinstance(self._node(ino), Metadata | ControlFile):
+            raise Stale(f"Inode {ino} is not open under {fh}.")
+        return self.open(ino, os.O_RDONLY, Caller(0, 0), fh)
 
     def release(self, fh: int) -> None:
         """Ends an open file; an unknown one is fine."""

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from imagefs.catalog import PackState
-from imagefs.errors import Busy, NotFound, SealBlocked, SealCancelled
+from imagefs.errors import Busy, InvalidValue, NotFound, SealBlocked, SealCancelled, Sealed
 from imagefs.images.session import lock_path
 from imagefs.types import Status
-from tests.model.stepping import Actor, Killed
-from tests.model.world import Process, World, refused
+from tests.model.stepping import Actor, atomic
+from tests.model.world import USER, Process, World, name16, refused
 
 
 @pytest.fixture
@@ -47,6 +47,15 @@ def collect(world: World, process: Process) -> Actor:
     return process.acts(lambda: world.collect(process))
 
 
+STOPS: dict[str, Callable[[Actor], None]] = {
+    "reserve": lambda actor: actor.through("store.get packs/"),  # the look-up that found the duplicate
+    "put pack": lambda actor: actor.before("store.put packs/"),
+    "put manifest": lambda actor: actor.before("store.put maps/"),
+    "commit": lambda actor: actor.before("Seals.commit"),
+}
+"""What a sealer is about to do."""
+
+
 def old_packs(world: World) -> set[str]:
     """Object names of what the sealed image consists of."""
     image = world.catalog.images.get(world.old)
@@ -54,7 +63,7 @@ def old_packs(world: World) -> set[str]:
 
 
 def row_of(world: World, name: str) -> Any:
-    return world.catalog.packs.by_name(bytes.fromhex(name.rpartition("/")[2]))
+    return world.catalog.packs.by_name(name16(name))
 
 
 class TestTraces:
@@ -86,11 +95,11 @@ class TestTraces:
         assert world.catalog.images.get(world.new).status == Status.ACTIVE
         world.settle()
 
-    @pytest.mark.parametrize("step", ["Packs.reserve", "store.put packs/"])
-    def test_f1_a_pack_that_is_forgotten_early_is_stored_again(self, world: World, step: str) -> None:
+    @pytest.mark.parametrize("stop", ["reserve", "put pack"])
+    def test_f1_a_pack_that_is_forgotten_early_is_stored_again(self, world: World, stop: str) -> None:
         writer, gc = world.process("writer"), world.process("gc")
         w = seal(world, writer)
-        w.before(step)
+        STOPS[stop](w)
         world.run(gc.acts(lambda: world.sweep(gc, world.old)))
         world.run(w)
         assert world.catalog.images.get(world.new).status == Status.ACTIVE
@@ -223,7 +232,7 @@ class TestTraces:
         """R.open > R.worker killed > D.unlink > G.reap > G.finalise > G.doom P0 > G.delete P0 > R.EIO."""
         reader, gc = world.process("reader"), world.process("gc")
         ino, fh = world.catalog.images.get(world.old).data_ino, 7
-        reader.files.open(ino, os.O_RDONLY, world_user(), fh)
+        reader.files.open(ino, os.O_RDONLY, USER, fh)
         reader.kill_worker()
         world.delete(gc, world.old)
         for _ in range(3):
@@ -264,9 +273,7 @@ class TestTraces:
         for _ in range(2):  # a pack and the manifest
             w.before("store.put")
             assert w.next is not None
-            row = world.catalog.packs.by_name(
-                bytes.fromhex(w.next.rpartition("/")[2].replace("-", ""))
-            )
+            row = world.catalog.packs.by_name(name16(w.next))
             assert row is not None
             assert row.state == PackState.PEND
             assert row.owner == world.new
@@ -299,12 +306,12 @@ class TestTraces:
         assert world.catalog.images.get(world.new).status == Status.ACTIVE
         world.settle()
 
-    @pytest.mark.parametrize("step", ["Packs.reserve", "store.put packs/", "store.put maps/", "Seals.commit"])
-    def test_f12_who_lost_the_session_commits_nothing(self, world: World, step: str) -> None:
+    @pytest.mark.parametrize("stop", ["reserve", "put pack", "put manifest", "commit"])
+    def test_f12_who_lost_the_session_commits_nothing(self, world: World, stop: str) -> None:
         """W.put > W.expire > G.reap > G.doom N0 > W.commit > G.delete N0: lost N0. And no put is an orphan."""
         writer, gc = world.process("writer"), world.process("gc")
         w = seal(world, writer)
-        w.before(step)
+        STOPS[stop](w)
         os.close(writer.session._lock_fd)  # as if it had died, but it goes on
         writer.alive = False
         for _ in range(3):
@@ -315,12 +322,12 @@ class TestTraces:
         assert world.catalog.images.get(world.new).status == Status.SAVING
         world.settle()
 
-    @pytest.mark.parametrize("step", ["store.put packs/", "store.put maps/", "Seals.commit"])
-    def test_f13_a_put_in_flight_when_the_draft_ends(self, world: World, step: str) -> None:
+    @pytest.mark.parametrize("stop", ["put pack", "put manifest", "commit"])
+    def test_f13_a_put_in_flight_when_the_draft_ends(self, world: World, stop: str) -> None:
         """W.pin > ... > G.doom N0 > G.delete N0 > late put lands > G.forget N0: stored and in no table."""
         writer, gc = world.process("writer"), world.process("gc")
         w = seal(world, writer)
-        w.before(step)
+        STOPS[stop](w)
         world.run(gc.acts(lambda: world.sweep(gc, world.new)))
         with pytest.raises(SealCancelled):
             world.run(w)
@@ -330,7 +337,7 @@ class TestTraces:
         """W.claim > D.unlink > G.finalise > W.reserve: rows that belong to no image, for ever."""
         writer, gc = world.process("writer"), world.process("gc")
         w = seal(world, writer)
-        w.before("Packs.reserve")
+        STOPS["reserve"](w)
         world.run(gc.acts(lambda: world.sweep(gc, world.new)))
         with refused(SealCancelled, NotFound):
             world.run(w)
@@ -340,12 +347,22 @@ class TestTraces:
         """R.open > D.unlink > R decides to hold > R.close > R.ack: a hold that nobody takes back."""
         reader, gc = world.process("reader"), world.process("gc")
         ino = world.catalog.images.get(world.old).data_ino
-        reader.files.open(ino, os.O_RDONLY, world_user(), 7)
+        reader.files.open(ino, os.O_RDONLY, USER, 7)
         world.delete(gc, world.old)
         tail = reader.acts(reader.acknowledge)
         tail.before("Sessions.ack")
         reader.files.release(7)
         world.run(tail)
+        world.settle()
+
+    def test_who_comes_second_to_seal_finds_it_sealed(self, world: World) -> None:
+        """Both ask for the same: `imagefs seal` while the mount seals by itself."""
+        first, second = world.process("first"), world.process("second")
+        late = second.acts(lambda: second.images.seal(world.new), fine=True)
+        late.through("Images")  # it has seen the draft
+        world.run(seal(world, first))
+        with refused(Busy, SealBlocked):
+            world.run(late)
         world.settle()
 
     def test_two_collectors_do_not_disturb_each_other(self, world: World) -> None:
@@ -361,12 +378,6 @@ class TestTraces:
         world.settle()
 
 
-def world_user() -> Any:
-    from tests.model.world import USER
-
-    return USER
-
-
 # -- every interleaving with at most two switches ---------------------------------------------------------------
 
 
@@ -378,7 +389,7 @@ def _seal_if_it_lasts(world: World) -> Callable[[Process], object]:
     """Where another role takes the draft away."""
 
     def body(process: Process) -> None:
-        with refused(SealCancelled, SealBlocked, NotFound, Busy):
+        with refused(SealCancelled, SealBlocked, NotFound, Busy, InvalidValue):
             process.images.seal(world.new)
 
     return body
@@ -389,10 +400,10 @@ def _reopen(world: World) -> Callable[[Process], object]:
 
     def body(process: Process) -> None:
         fh = process.files.new_fh()
-        with refused(NotFound, Busy, SealCancelled):
+        with refused(NotFound, Busy, Sealed):
             image = process.images.get(world.new)
             if image.status == Status.SAVING:
-                process.files.open(image.data_ino, os.O_RDWR, world_user(), fh)
+                process.files.open(image.data_ino, os.O_RDWR, USER, fh)
                 process.files.release(fh)
 
     return body
@@ -406,7 +417,7 @@ ROLES: dict[str, Callable[[World], Callable[[Process], object]]] = {
     "clone": lambda world: lambda process: world.clone(process, world.old),
     "delete": lambda world: lambda process: world.sweep(process, world.old),
     "drop": lambda world: lambda process: world.sweep(process, world.new),
-    "collect": lambda world: lambda process: world.sweep(process, process.session.id),
+    "collect": lambda world: lambda process: world.sweep(process, None),
 }
 TOGETHER = [
     ("seal", "read", "clone", "delete"),
@@ -491,3 +502,150 @@ def test_some_interleavings_with_two_switches(world: World, roles: tuple[str, ..
 @pytest.mark.parametrize("roles", TOGETHER, ids="-".join)
 def test_every_interleaving_with_two_switches(world: World, roles: tuple[str, ...]) -> None:
     enumerate_switches(world, roles, 1)
+
+
+# -- random interleavings, with deaths --------------------------------------------------------------------------------
+
+
+class Chaos:
+    """One random run: everybody at once, every transaction a step, some die, some are followed by another."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.random = random.Random(seed)
+        self.events: Counter[str] = Counter()
+        self.over = False
+        self.actors: dict[Actor, Process] = {}
+        self.speeds: dict[Actor, float] = {}
+        """Some are a thousand times slower than others: only then much happens between two steps of one."""
+        for role in self._roles():
+            self._add(world.process(role.__name__.strip("_")), role)
+
+    def _roles(self) -> Iterator[Callable[[Process], object]]:
+        yield _seal_if_it_lasts(self.world)
+        yield self._deleting_old
+        yield self._keeping_open if self.random.random() < 0.4 else ROLES["read"](self.world)
+        others = (
+            (_seal_if_it_lasts(self.world), 0.3), (self._cloning, 0.3), (self._deleting_new, 0.2),
+            (_reopen(self.world), 0.2), (self._collecting, 0.3),
+        )  # fmt: skip
+        for role, probability in others:
+            if self.random.random() < probability:
+                yield role
+
+    def _add(self, process: Process, body: Callable[[Process], object]) -> None:
+        fine = self.random.random() < 0.5
+        actor = process.acts(lambda: body(process), fine=fine)
+        tail = Actor(f"tail of {process.name}", lambda: self._following(process), fine=fine)
+        process.actors.append(tail)
+        self.actors |= {actor: process, tail: process}
+        self.speeds |= {actor: 10 ** self.random.uniform(-3, 0), tail: 10 ** self.random.uniform(-1, 0)}
+
+    def _following(self, process: Process) -> None:
+        while not self.over:
+            with atomic("idle"):
+                pass
+            process.acknowledge()
+
+    def _collecting(self, process: Process) -> None:
+        for _ in range(6):
+            self.world.collect(process)
+
+    def _deleting_old(self, process: Process) -> None:
+        self.world.delete(process, self.world.old)
+        self._collecting(process)
+
+    def _deleting_new(self, process: Process) -> None:
+        self.world.delete(process, self.world.new)
+
+    def _cloning(self, process: Process) -> None:
+        self.world.clone(process, self.world.old)
+
+    def _keeping_open(self, process: Process) -> None:
+        with refused(NotFound):
+            ino = self.world.catalog.images.get(self.world.old).data_ino
+            process.files.open(ino, os.O_RDONLY, USER, process.files.new_fh())
+        self._going_on(process)
+
+    def _going_on(self, process: Process) -> None:
+        """What programs do with the files that they have open: read for a long time, then close."""
+        for fh, handle in list(process.files._handles.items()):
+            for _ in range(0 if handle.writable else 4):
+                assert handle.pread(0, 1 << 20) == self.world.contents[self.world.old]
+                self.events["kept open"] += 1
+            process.files.release(fh)
+
+    def run(self) -> Counter[str]:
+        running = [actor for actor in self.actors if not actor.name.startswith("tail")]
+        actor = running[0]
+        while any(not actor.finished for actor in running):
+            if actor.finished or self.random.random() < 0.4:
+                ready = [actor for actor in self.actors if self._has_to_do(actor)]
+                (actor,) = self.random.choices(ready, [self.speeds[actor] for actor in ready])
+            if actor.step():
+                self.world.check()
+            if self.random.random() < 0.01:
+                self._death(running)
+        self.over = True
+        for actor in self.actors:
+            actor.finish()
+            self._count(actor)
+        self.world.settle()
+        return self.events
+
+    def _has_to_do(self, actor: Actor) -> bool:
+        if actor.next == "idle":
+            return self.actors[actor].tail._acked < self.world.catalog.generation()
+        return not actor.finished
+
+    def _death(self, running: list[Actor]) -> None:
+        """A worker that has files open is followed by another half of the time, all else dies for good."""
+        process = self.random.choice([*self.actors.values()])
+        if not process.alive:
+            return
+        if process.files._handles and self.random.random() < 0.5:
+            self.events["take over"] += 1
+            process.kill_worker()
+            self.world.check()
+            process.take_over()
+            self._add(process, self._going_on)
+            running.append(list(self.actors)[-2])
+        elif self.random.random() < 0.3:
+            self.events["death"] += 1
+            process.die()
+
+    def _count(self, actor: Actor) -> None:
+        self.events["redone"] += actor.trail.count("Seals.commit") > 1
+        self.events["released"] += "Sessions.release_hold" in actor.trail
+        self.events["reaped"] += "Sessions.end" in actor.trail
+        self.events["cancelled"] += "Seals.abandon" in actor.trail
+        self.events["cloned"] += "Seals.clone" in actor.trail
+        self.events["collected"] += any(step.startswith("store.delete packs/") for step in actor.trail)
+
+
+def wander(world: World, seeds: range) -> None:
+    events: Counter[str] = Counter()
+    for seed in seeds:
+        chaos = Chaos(world, seed)
+        try:
+            events += chaos.run()
+        except Exception as error:
+            error.add_note(f"seed: {seed}")
+            for actor in chaos.actors:
+                error.add_note(f"{actor.name}: {' > '.join(actor.trail)}")
+            raise
+        world.begin()
+    world.settle()
+    wanted = ("redone", "released", "reaped", "cancelled", "cloned", "collected", "death", "take over", "kept open")
+    assert not {event for event in wanted if events[event] < len(seeds) // 100}, events
+
+
+@pytest.mark.timeout(120)
+def test_random_interleavings(world: World) -> None:
+    wander(world, range(300))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_random_interleavings(world: World) -> None:
+    wander(world, range(1000, int(os.environ.get("IMAGEFS_INTERLEAVINGS", "20000")) + 1000))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.content import KIB, MIB, noise, write_sparse
-from tests.mounted import Mounted, fails, ok
+from tests.mounted import Mounted, fails, ok, wait_until
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_cp_a_keeps_mode_times_and_attributes(mount: Mounted, source: Path) -> N
     image = mount.by_name / "cp-a.raw"
     ok("cp", "-a", source, image)
     mount.wait_status(image)
-    assert stat.S_IMODE(image.stat().st_mode) == 0o440, "sealed data never has write bits"
+    wait_until(lambda: stat.S_IMODE(image.stat().st_mode) == 0o440, 1.5, "sealed data to have no write bits")
     assert image.stat().st_mtime_ns == 1_500_000_000_987654321
     assert mount.attribute(image, "user.property.os_distro") == "debian"
     assert os.getxattr(image, "user.comment") == b"\x00binary\xff"
@@ -138,7 +138,7 @@ def test_install(mount: Mounted, source: Path) -> None:
     ok("install", "-m", "0644", source, image)
     mount.wait_status(image)
     ok("cmp", source, image)
-    assert stat.S_IMODE(image.stat().st_mode) == 0o444
+    wait_until(lambda: stat.S_IMODE(image.stat().st_mode) == 0o444, 1.5, "sealed data to have no write bits")
 
 
 def test_mv_in_and_out(mount: Mounted, source: Path) -> None:

@@ -34,6 +34,7 @@ from imagefs.errors import (
     Exists,
     InvalidValue,
     IsADirectory,
+    NameTooLong,
     NoData,
     NotADirectory,
     NotEmpty,
@@ -131,7 +132,6 @@ class Handle:
         return os.pread(self._file, length, offset)
 
     def pwrite(self, offset: int, data: memoryview, pid: int) -> int:
-        assert pid
         return os.pwrite(self._file, data, offset)
 
     def seek(self, offset: int, whence: int) -> int:
@@ -203,8 +203,6 @@ class Tree:
         )  # fmt: skip
 
     def lookup(self, parent: int, name: bytes) -> Attr:
-        if name == b"hang":
-            self.hang.wait(60)
         return self.attrs(self.named(parent, name).ino)
 
     def children(self, ino: int, after: int, limit: int) -> list[Entry]:
@@ -228,6 +226,8 @@ class Tree:
         directory = self.directory(parent)
         if name == b"refused":
             raise Refused("no")
+        if len(name) > 255:
+            raise NameTooLong("no")
         if name == b"bug":
             raise ZeroDivisionError
         with self.disk.transaction():
@@ -324,6 +324,8 @@ class Tree:
     # -- extended attributes --
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
+        if name == b"user.hang":
+            self.hang.wait(60)
         try:
             return self.inode(ino).xattrs[name]
         except KeyError:

@@ -22,7 +22,7 @@ def test_every_flipped_bit_is_found():
     for bit in range(64 * 8):
         flipped = bytearray(end)
         flipped[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(Damaged, match="^log/x"):
+        with pytest.raises(Damaged, match=r"^log/x"):
             trailer.decode(flipped, "log/x", 1088)
 
 

@@ -274,20 +274,20 @@ def test_an_open_text_stays_what_it_was(tree: Bench) -> None:
     assert handle.seek(3, os.SEEK_HOLE) == len(before)
     handle.flush(1)
     handle.fsync()
-    assert tree.tree.handle(handle.fh) is handle
+    assert tree.tree.handle(handle.ino, handle.fh) is handle
     tree.close(handle)
     with pytest.raises(Stale):
-        tree.tree.handle(handle.fh)
+        tree.tree.handle(0, handle.fh)
 
 
 def test_texts_are_rendered_again_by_the_next_worker(tree: Bench) -> None:
     path = tree.directory(tree.put("x"))
     ino = tree.ino(f"{path}/metadata.json")
-    assert tree.tree.handle(12345, ino).pread(0, 1) == b"{"
-    assert tree.tree.handle(12345).pread(0, 1) == b"{"
+    assert tree.tree.handle(ino, 12345).pread(0, 1) == b"{"
+    assert tree.tree.handle(0, 12345).pread(0, 1) == b"{"
     tree.tree.release(12345)
     with pytest.raises(Stale):
-        tree.tree.handle(12345, tree.ino("by-name/x"))
+        tree.tree.handle(tree.ino("by-name/x"), 12345)
 
 
 @pytest.mark.parametrize("file", ["metadata.json", ".imagefs/status", ".imagefs/health", ".imagefs/tasks"])

@@ -94,7 +94,7 @@ def test_names_that_are_too_long(tree: Bench, directory: str) -> None:
         with pytest.raises(NameTooLong):
             tree.tree.lookup(ino, b"x" * length)
         with pytest.raises(NameTooLong):
-            tree.tree.mknod(ino, b"x" * length, 0o644, ROOT)
+            tree.tree.create(ino, b"x" * length, 0o644, ROOT)
         with pytest.raises(NameTooLong):
             tree.tree.unlink(ino, b"x" * length, ROOT)
 
@@ -153,7 +153,7 @@ def test_names_that_would_be_listed_differently(tree: Bench, name: bytes, error:
     with pytest.raises(NotFound):
         tree.tree.lookup(Ino.BY_NAME, name)
     with pytest.raises(error):
-        tree.tree.mknod(Ino.BY_NAME, name, 0o644, ROOT)
+        tree.tree.create(Ino.BY_NAME, name, 0o644, ROOT)
     tree.write("by-name/x", b"x")
     with pytest.raises(error):
         tree.tree.rename(Ino.BY_NAME, b"x", Ino.BY_NAME, name, 0, ROOT)
@@ -463,7 +463,7 @@ def test_data_and_metadata_keep_their_names(tree: Bench) -> None:
     with pytest.raises(NotADirectory):
         tree.rmdir(f"{path}/data")
     with pytest.raises(NotText):
-        tree.tree.mknod(tree.ino(path), b"\xff", 0o644, ROOT)
+        tree.tree.create(tree.ino(path), b"\xff", 0o644, ROOT)
     with pytest.raises(Exists):
         tree.mknod(f"{path}/metadata.json")
 

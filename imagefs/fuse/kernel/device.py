@@ -36,9 +36,9 @@ MOST_LANES = 64
 """Serving threads at most: also the number of reply slots that one worker uses."""
 INCARNATIONS = 16
 """Workers after which reply slots are used again."""
-STALL_S = 0.25
-"""When all threads have been busy with one request each for so long, another one is started: reads that
-wait for a slow store do not keep others from local data (S14)."""
+STALL_S = 0.2
+"""When all threads have been busy with one request each for so long, their number is doubled: reads that wait
+for a slow store do not keep others from local data (S14)."""
 LAST_REPLIES_S = 30.0
 """How long the end waits for threads that still work on a request nobody waits for any more."""
 SWITCH_S = 0.00002
@@ -216,10 +216,11 @@ class Device:
         lane.start()
 
     def _reinforce(self, before: dict[int, int]) -> dict[int, int]:
-        """Starts a thread if all have been busy with one request each since `before`; the state now."""
+        """Starts threads if all have been busy with one request each since `before`; the state now."""
         now = {lane.number: lane.turns for lane in self.lanes()}
         if all(turns % 2 and before.get(number) == turns for number, turns in now.items()):
-            self._add_lane()
+            for _ in now:
+                self._add_lane()
         return now
 
     def _await_lanes(self) -> None:
