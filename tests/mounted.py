@@ -170,7 +170,7 @@ class Mounted:
         )  # fmt: skip
         self.command("mount", *words, self.path)
         assert self.is_mounted(), "imagefs mount succeeded and there is no mount"
-        self.pids |= set(self.processes())
+        self.pids |= self.serving()
 
     def umount(self) -> None:
         """Unmounts as a user does; the daemon's processes end by themselves."""
@@ -206,6 +206,17 @@ class Mounted:
         worker = int(status["worker_pid"])
         parent = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
         return [worker, *({int(status.get("supervisor_pid") or parent)} - {0, 1, worker, os.getpid()})]
+
+    def serving(self) -> set[int]:
+        """The processes that have this mountpoint in their command line; quicker to find than to ask for."""
+        words, found = b"\0--mountpoint\0" + os.fsencode(self.path) + b"\0", set()
+        for directory in Path("/proc").glob("[0-9]*"):
+            try:
+                if words in (directory / "cmdline").read_bytes():
+                    found.add(int(directory.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return found
 
     def kill(self) -> None:
         """SIGKILL to worker and supervisor together; the mount stays behind dead."""

@@ -257,6 +257,7 @@ class Environment:
         if isinstance(error, lmdb.ReadonlyError):
             return Refused(f"The catalog {self.path} is open for reading only.")
         if isinstance(error, lmdb.MapFullError):
+            self._env.reader_check()  # a dead reader keeps free pages from being used
             return NoSpace(f"The catalog {self.path} has reached its {self._map_size >> 20} MiB.")
         if isinstance(
             error, (lmdb.BadValsizeError, lmdb.BadTxnError, lmdb.BadDbiError, lmdb.InvalidParameterError)

@@ -1,52 +1,28 @@
-"""The table of images: records, inode numbers, entries of by-name/, and by difference everything that follows
-from a record: index rows, references of maps, the end of a draft."""
+"""The table of images: looking them up, listing, and every change of a record."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from imagefs.catalog import entries, records, schema
-from imagefs.catalog.indexes import Indexes
+from imagefs.catalog import entries, records, schema, steps
+from imagefs.catalog.imagerows import ImageRows
 from imagefs.catalog.log import Op
 from imagefs.catalog.queries import Finder, Query
 from imagefs.catalog.records import STATUSES, Attrs
 from imagefs.errors import Exists, InvalidValue, NotFound, Stale
-from imagefs.types import TRANSITIONS, Image, Kind, Status
+from imagefs.types import Image, Kind, Status
 
 if TYPE_CHECKING:
     from imagefs.catalog.checkpoints import Checkpoints
     from imagefs.catalog.counters import Counters
-    from imagefs.catalog.env import Environment, Txn
+    from imagefs.catalog.env import Environment
     from imagefs.catalog.log import Log
     from imagefs.catalog.maps import Maps
 
 _DELETED = STATUSES.index(Status.DELETED)
-_OWN_TIME = {"atime", "draft", "draft_gen", "updated_at", "ctime"}
-"""What changes without changing ctime."""
-_GLANCE = (
-    "name",
-    "status",
-    "owner",
-    "visibility",
-    "disk_format",
-    "container_format",
-    "size",
-    "virtual_size",
-    "checksum",
-    "os_hash_algo",
-    "os_hash_value",
-    "min_disk",
-    "min_ram",
-    "protected",
-    "os_hidden",
-    "tags",
-    "properties",
-)
-"""Fields whose change changes updated_at."""
 
 
 class Images:
@@ -65,9 +41,8 @@ class Images:
         self._counters = counters
         self._log = log
         self._maps = maps
-        self._checkpoints = checkpoints
         self._clock = clock
-        self._indexes = Indexes(env)
+        self._rows = ImageRows(env, maps, checkpoints)
         self._finder = Finder(env)
         self._images = env.table(schema.IMAGES.name)
         self._inos = env.table(schema.BY_INO.name)
@@ -182,15 +157,15 @@ class Images:
         NotFound for a map that is not there; InvalidValue.
         """
         self._env.require_space()
-        _check(image)
+        steps.check(image)
         with self._env.write() as txn:
             if txn.get(image.id.bytes, db=self._images) is not None:
                 raise Exists(f"There is an image {image.id} already.")
-            for map_id in _maps_of(image):
+            for map_id in steps.maps_of(image):
                 self._maps.info(map_id)
             new = self._numbered(self.timed(image))
-            new = replace(new, entry=self._entry_for(txn, new, None))
-            self._store(txn, None, new)
+            new = replace(new, entry=self._rows.entry_for(txn, new, None))
+            self._rows.store(txn, None, new)
             self._log.append(op, new, None, self._clock())
         return new
 
@@ -210,12 +185,12 @@ class Images:
             new = change(old)
             if new == old:
                 return old
-            _check_step(old, new)
-            for map_id in _maps_of(new):
+            steps.check_step(old, new)
+            for map_id in steps.maps_of(new):
                 self._maps.info(map_id)
-            new = self._touched(old, new)
-            new = replace(new, entry=self._entry_for(txn, new, old))
-            self._store(txn, old, new)
+            new = steps.touched(old, new, self._clock())
+            new = replace(new, entry=self._rows.entry_for(txn, new, old))
+            self._rows.store(txn, old, new)
             self._log.append(op, new, old, self._clock())
         return new
 
@@ -236,9 +211,9 @@ class Images:
                 raise Exists(f"Image {owner} has the entry {entry.decode()}.")
             if owner is not None:
                 self.unlink(owner)
-            new = self._touched(old, replace(old, name=name))
-            new = replace(new, entry=entry if _shown(new) else None)
-            self._store(txn, old, new)
+            new = steps.touched(old, replace(old, name=name), self._clock())
+            new = replace(new, entry=entry if steps.shown(new) else None)
+            self._rows.store(txn, old, new)
             self._log.append(Op.RENAME, new, old, self._clock())
         return new
 
@@ -258,8 +233,8 @@ class Images:
         """
         with self._env.write() as txn:
             old = self.get(image_id)
-            new = self._touched(old, replace(old, status=Status.DELETED, entry=None))
-            self._store(txn, old, new)
+            new = steps.touched(old, replace(old, status=Status.DELETED, entry=None), self._clock())
+            self._rows.store(txn, old, new)
             gen = self._log.append(Op.DELETE, new, old, self._clock())
             txn.put(schema.U64.pack(gen) + image_id.bytes, b"", db=self._unlinked)
         return new
@@ -268,13 +243,13 @@ class Images:
         """The end of a deleted image's row and of all that hangs on it; part of T5."""
         with self._env.write() as txn:
             old = self.get(image_id, deleted=True)
-            self._store(txn, old, None)
+            self._rows.store(txn, old, None)
             txn.delete(schema.U64.pack(gen) + image_id.bytes, db=self._unlinked)
 
     def amend(self, image: Image) -> None:
         """Replaces a record as it is: no log row, no times. For a deleted image's draft."""
         with self._env.write() as txn:
-            self._store(txn, self.get(image.id, deleted=True), image)
+            self._rows.store(txn, self.get(image.id, deleted=True), image)
 
     def note(self, image_id: UUID, op: Op) -> None:
         """A log row for something beside the record that changed; nothing for a deleted image."""
@@ -285,15 +260,7 @@ class Images:
 
     def timed(self, image: Image) -> Image:
         """The record with the present time where it has none."""
-        now = self._clock()
-        return replace(
-            image,
-            created_at=image.created_at or now,
-            updated_at=image.updated_at or now,
-            atime=image.atime or now,
-            mtime=image.mtime or now,
-            ctime=image.ctime or now,
-        )
+        return steps.timed(image, self._clock())
 
     def new_ino(self) -> int:
         """A number never given before, for a new draft's `data_ino`."""
@@ -308,46 +275,6 @@ class Images:
             raise NotFound(f"There is no image {image_id}.")
         return raw
 
-    def _store(self, txn: Txn, old: Image | None, new: Image | None) -> None:
-        """The one place that writes records, with all that follows from them."""
-        if new is not None:
-            txn.put(new.id.bytes, records.encode(new), db=self._images)
-        elif old is not None:
-            txn.delete(old.id.bytes, db=self._images)
-        self._indexes.change(txn, old, new)
-        before, after = _places(old), _places(new)
-        for ino in before.inos.keys() - after.inos.keys():
-            txn.delete(schema.U64.pack(ino), db=self._inos)
-        for ino in after.inos.keys() - before.inos.keys():
-            txn.put(schema.U64.pack(ino), after.inos[ino], db=self._inos)
-        if before.entry != after.entry:
-            if before.entry is not None:
-                txn.delete(before.entry, db=self._entries)
-            if after.entry is not None and new is not None:
-                txn.put(after.entry, new.id.bytes, db=self._entries)
-        # References are added before any is taken: a draft that becomes its base map keeps it alive.
-        for map_id in (after.maps - before.maps).elements():
-            self._maps.use(map_id)
-        for map_id in (before.maps - after.maps).elements():
-            self._maps.release(map_id)
-        if old is not None and old.draft is not None and (new is None or _gen(new) != old.draft.gen):
-            self._checkpoints.end_draft(old.id, old.draft)
-
-    def _entry_for(self, txn: Txn, new: Image, old: Image | None) -> bytes | None:
-        """The entry by S6: kept while the name is, else the first spelling that is free."""
-        if not _shown(new):
-            return None
-        if old is not None and old.entry is not None and old.name == new.name:
-            return old.entry
-        spelt = entries.encode(new.name or "")
-        for digits in (0, 8, 16, 32):
-            entry = entries.disambiguated(spelt, new.id, digits) if digits else spelt
-            if len(entry) <= entries.ENTRY_MAX:
-                owner = txn.get(entry, db=self._entries)
-                if owner is None or owner == new.id.bytes:
-                    return entry
-        raise Exists(f"Every entry for the name of image {new.id} is taken.")
-
     def _numbered(self, image: Image) -> Image:
         """With inode numbers: three in a row for the directory, its metadata.json and the data."""
         if not image.dir_ino and not image.data_ino:
@@ -360,67 +287,3 @@ class Images:
         )
         self._counters.set("ino", max(self._counters.get("ino"), image.dir_ino + 2, image.data_ino + 1))
         return image
-
-    def _touched(self, old: Image, new: Image) -> Image:
-        """With updated_at and ctime, where `new` did not set them itself."""
-        now = self._clock()
-        if new.updated_at == old.updated_at and any(getattr(old, f) != getattr(new, f) for f in _GLANCE):
-            new = replace(new, updated_at=now)
-        if new.ctime == old.ctime and any(getattr(old, f) != getattr(new, f) for f in _FOLLOWED):
-            new = replace(new, ctime=now)
-        return new
-
-
-_FOLLOWED = tuple(name for name in Image.__dataclass_fields__ if name not in _OWN_TIME)
-"""Fields whose change changes ctime."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """What besides the indexes a record stands in."""
-
-    inos: dict[int, bytes]
-    entry: bytes | None
-    maps: Counter[int]
-
-
-def _places(image: Image | None) -> _Places:
-    if image is None:
-        return _Places({}, None, Counter())
-    kinds = {image.dir_ino: Kind.DIRECTORY, image.data_ino: Kind.DATA}
-    inos = {ino: image.id.bytes + bytes([kind]) for ino, kind in kinds.items()}
-    return _Places(inos, image.entry, Counter(_maps_of(image)))
-
-
-def _maps_of(image: Image) -> list[int]:
-    """The maps that a record refers to: its data's and its draft's base."""
-    base = image.draft.base_map if image.draft else 0
-    return [map_id for map_id in (image.map_id, base) if map_id]
-
-
-def _gen(image: Image) -> int:
-    return image.draft.gen if image.draft else 0
-
-
-def _shown(image: Image) -> bool:
-    """Whether by-name/ shows it (S6)."""
-    return bool(image.name) and image.status not in (Status.DELETED, Status.PENDING_DELETE)
-
-
-def _check(image: Image) -> None:
-    """Refuses a record that cannot be."""
-    if image.status == Status.DELETED:
-        raise InvalidValue(f"Image {image.id} is deleted by unlinking it.")
-    if (image.draft is not None) != (image.status == Status.SAVING):
-        raise InvalidValue(f"Image {image.id} is {image.status}: a draft exists exactly while it is saving.")
-    if image.map_id and image.status in (Status.QUEUED, Status.SAVING):
-        raise InvalidValue(f"Image {image.id} is {image.status} and cannot have sealed data.")
-
-
-def _check_step(old: Image, new: Image) -> None:
-    """Refuses a change that is no step from one record to the next."""
-    if new.id != old.id or new.dir_ino != old.dir_ino:
-        raise InvalidValue(f"The id and the inode of image {old.id} are for ever.")
-    if new.status != old.status and new.status not in TRANSITIONS[old.status]:
-        raise InvalidValue(f"Image {old.id} is {old.status}: it cannot become {new.status}.")
-    _check(new)

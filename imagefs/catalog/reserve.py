@@ -65,7 +65,5 @@ class Reserve:
         fallocate = getattr(_libc, "fallocate", None)
         if fallocate is None or length <= 0:
             return False
-        done: int = fallocate(
-            self._fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length)
-        )
+        done: int = fallocate(self._fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length))
         return done == 0

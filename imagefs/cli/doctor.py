@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import click
 
 from imagefs.cli import exits
 from imagefs.cli.checks import Check, State, machine
-from imagefs.cli.output import json_option, print_json, print_table
+from imagefs.cli.output import json_option, print_json
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.tables import print_table
+from imagefs.fuse import mounts
 
 PATIENCE_S = 30
 
@@ -22,7 +25,7 @@ PATIENCE_S = 30
 @click.pass_context
 def doctor_command(ctx: click.Context, settings: Settings, /, as_json: bool) -> None:
     """Say what is missing on this machine, and how to get it. Changes nothing."""
-    checks = [*machine(settings.path), repository(settings)]
+    checks = [*machine(settings.path), repository(settings), *mounted(settings)]
     if as_json:
         print_json([check.as_json() for check in checks])
     else:
@@ -60,3 +63,19 @@ def repository(settings: Settings) -> Check:
         )
     said = done.stderr.strip().splitlines()
     return Check("repository", State.MISSING, said[-1] if said else "did not open", "see docs/operations.md")
+
+
+def mounted(settings: Settings) -> Iterator[Check]:
+    """Whether the repository's mounts answer. Other processes ask them: one that hangs holds whoever asks."""
+    for mount in mounts.of_repository(settings.path):
+        place = mount.mountpoint
+        match mounts.state(mount):
+            case mounts.State.ALIVE:
+                yield Check("mount", State.OK, f"{place} answers")
+            case mounts.State.DEAD:
+                found = f"{place} is dead: nobody serves it"
+                yield Check("mount", State.NOTE, found, f"imagefs mount {place} (or umount)")
+            case mounts.State.HUNG:
+                yield Check(
+                    "mount", State.NOTE, f"{place} does not answer", f"imagefs umount --force {place}"
+                )

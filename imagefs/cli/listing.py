@@ -8,8 +8,9 @@ import click
 
 from imagefs.catalog import Query
 from imagefs.cli.opening import complete_image, entry_of, every_image, image_properties, opened, resolve
-from imagefs.cli.output import json_option, print_json, print_record, print_table, size_text, time_text
+from imagefs.cli.output import json_option, print_json, size_text, time_text
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.tables import print_record, print_table
 from imagefs.images.arming import blocked_reason
 from imagefs.images.repository import Repository
 from imagefs.tree.metadata import document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from imagefs.images.session import is_dead, take_lock
 
 ANSWERS_WITHIN_S = 30.0
 GONE_WITHIN_S = 60.0
+ABORTED_WITHIN_S = 3.0
 POLL_S = 0.05
 MOUNT_FAILED = exits.code_of(MountFailed())
 LOG_AT_MOST = 10 << 20
@@ -144,7 +146,7 @@ def _start(plan: Plan, log_path: Path | None, *, foreground: bool) -> subprocess
         try:
             return starting.start(plan, log)
         except MountFailed as error:
-            raise MountFailed(f"{error} (log: {log_path})") from error
+            raise MountFailed(f"{error} (`imagefs doctor` may know why; log: {log_path})") from error
 
 
 def _wait_until_it_answers(place: Path) -> None:
@@ -160,7 +162,8 @@ def _wait_until_it_answers(place: Path) -> None:
 
 
 def _welcome(place: Path, repository: Path) -> None:
-    command = "imagefs" if shutil.which("imagefs") else sys.argv[0]
+    script = Path(sys.argv[0])
+    command = "imagefs" if shutil.which("imagefs") or script.name != "imagefs" else script
     say(f"{repository} is mounted at {place}. Try:")
     say(f"    cp disk.qcow2 {place}/by-name/          # an image of that name")
     say(f"    ls -l {place}/by-name")
@@ -196,8 +199,13 @@ def umount_command(settings: Settings, /, mountpoint: Path | None, lazy: bool, f
         if force:
             mounts.abort(mount.connection)
         _umount(mount, lazy=lazy or force)
-        if daemon is not None and not lazy:
-            _wait_until_gone(mount, daemon)
+        if daemon is None or lazy:
+            continue
+        if force and not _is_gone_within(mount, daemon, ABORTED_WITHIN_S):
+            _kill_worker(daemon)
+        if not _is_gone_within(mount, daemon, GONE_WITHIN_S):
+            pid = daemon.worker_pid
+            raise TimedOut(f"{mount.mountpoint} is unmounted; its daemon (process {pid}) has not ended yet.")
 
 
 def _wanted(settings: Settings, mountpoint: Path | None) -> list[mounts.Mount]:
@@ -235,17 +243,26 @@ def _umount(mount: mounts.Mount, *, lazy: bool) -> None:
         ) from error
 
 
-def _wait_until_gone(mount: mounts.Mount, daemon: Running) -> None:
+def _is_gone_within(mount: mounts.Mount, daemon: Running, seconds: float) -> bool:
+    """Whether the mount is gone and its daemon has ended before the time is over."""
     sessions = Path(mount.source) / "sessions"
-    deadline = time.monotonic() + GONE_WITHIN_S
+    deadline = time.monotonic() + seconds
     while (
         mounts.at(mount.mountpoint) == mount or not is_dead(sessions, UUID(daemon.session)) or _runs(daemon)
     ):
         if time.monotonic() > deadline:
-            pid = daemon.worker_pid
-            raise TimedOut(f"{mount.mountpoint} is unmounted; its daemon (process {pid}) has not ended yet.")
+            return False
         time.sleep(POLL_S)
+    return True
 
 
 def _runs(daemon: Running) -> bool:
     return any(is_running(pid) for pid in (daemon.worker_pid, daemon.supervisor_pid) if pid)
+
+
+def _kill_worker(daemon: Running) -> None:
+    """Ends a worker that hangs or is stopped; its supervisor puts things in order then."""
+    with contextlib.suppress(OSError):  # it has ended by itself
+        # The id may be another process's by now: a worker has its session on its command line.
+        if daemon.session.encode() in Path(f"/proc/{daemon.worker_pid}/cmdline").read_bytes():
+            os.kill(daemon.worker_pid, signal.SIGKILL)

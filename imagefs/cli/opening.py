@@ -17,10 +17,7 @@ from imagefs.cli.settings import Settings
 from imagefs.config import Config
 from imagefs.errors import Ambiguous, ImagefsError, InvalidValue, NotFound
 from imagefs.images.gc import Collector
-from imagefs.images.opens import OpenFiles
 from imagefs.images.repository import Repository
-from imagefs.images.service import Images
-from imagefs.images.tail import LogTail
 from imagefs.types import Image
 
 EVERY = 1 << 31
@@ -44,23 +41,6 @@ def opened(settings: Settings) -> Iterator[Repository]:
         yield repo
     finally:
         repo.close()
-
-
-@contextmanager
-def opened_for_data(settings: Settings) -> Iterator[tuple[Images, OpenFiles]]:
-    """The repository's images and the files that this command opens, for commands that may take long.
-
-    The command follows the log meanwhile: a session that acknowledges nothing keeps gc from deleting.
-    """
-    with opened(settings) as repo:
-        images = Images(repo)
-        files = OpenFiles(images, repo.session.id)
-        tail = LogTail(repo, files, ())
-        tail.start()
-        try:
-            yield images, files
-        finally:
-            tail.stop()
 
 
 def resolve(repo: Repository, word: str) -> Image:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-from imagefs.cli.opening import complete_image, opened_for_data, resolve
+from imagefs.cli.listing import current_size
+from imagefs.cli.opening import complete_image, resolve
 from imagefs.cli.output import say
+from imagefs.cli.progress import progress
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.working import opened_for_data
 from imagefs.errors import Busy, ImagefsError, Mismatch, SealBlocked, TimedOut
 from imagefs.images.arming import blocked_reason
 from imagefs.images.hashtask import fill_in_hashes
@@ -18,6 +24,7 @@ from imagefs.images.session import is_dead
 from imagefs.types import Image, Status
 
 POLL_S = 0.2
+WATCH_S = 0.5
 HOLES_HASHED = 4 << 30
 """Bytes of holes that are hashed while one waits: 5 s at the 0.8 GB/s that MD5 needs for zeros too."""
 
@@ -108,7 +115,8 @@ def seal(images: Images, image: Image) -> Image:
     A draft that another process is sealing already is waited for.
     """
     try:
-        sealed = images.seal(image.id)
+        with _sealing_shown(images.repo, image):
+            sealed = images.seal(image.id)
     except Busy:
         if images.repo.opens.writers(image.data_ino):
             raise
@@ -118,3 +126,28 @@ def seal(images: Images, image: Image) -> Image:
         fill_in_hashes(images.repo, sealed.id, lambda: False)
         sealed = images.get(image.id)
     return sealed
+
+
+@contextmanager
+def _sealing_shown(repo: Repository, image: Image) -> Iterator[None]:
+    """Shows meanwhile how much of the draft is stored, as far as its checkpoints say."""
+    size = current_size(repo, image) or 0
+    ended = threading.Event()
+    with progress("sealing", size) as advance:
+
+        def watch() -> None:
+            seen = 0
+            while not ended.wait(WATCH_S):
+                seal = repo.catalog.seals.get(image.id)
+                stored = max(seen, seal.next_offset if seal else 0)
+                advance(stored - seen)
+                seen = stored
+            advance(size - seen)
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()

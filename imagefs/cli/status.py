@@ -11,9 +11,10 @@ import click
 from imagefs import __version__
 from imagefs.cli.listing import current_size
 from imagefs.cli.opening import entry_of, opened
-from imagefs.cli.output import json_option, print_json, print_record, print_table, size_text, time_text
+from imagefs.cli.output import json_option, print_json, size_text, time_text
 from imagefs.cli.running import running
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.tables import print_record, print_table
 from imagefs.fuse import mounts
 from imagefs.images.arming import blocked_reason
 from imagefs.images.listing import with_status

@@ -19,10 +19,12 @@ import xattr
 
 from imagefs.blocks.digest import is_zero
 from imagefs.cli.edit import Edit, edit_of, record_options
-from imagefs.cli.opening import complete_image, entry_of, opened, opened_for_data, resolve
-from imagefs.cli.output import json_option, print_json, progress, say
+from imagefs.cli.opening import complete_image, entry_of, opened, resolve
+from imagefs.cli.output import json_option, print_json, say
+from imagefs.cli.progress import progress
 from imagefs.cli.sealing import seal_filled
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.working import opened_for_data
 from imagefs.errors import Busy, Exists, ImagefsError, InvalidValue, NoData
 from imagefs.images import drafts, fields
 from imagefs.images.opens import Handle, OpenFiles

@@ -10,8 +10,10 @@ import click
 
 from imagefs.cli import exits
 from imagefs.cli.opening import opened
-from imagefs.cli.output import json_option, print_json, print_table, progress, say, size_text
+from imagefs.cli.output import json_option, print_json, say, size_text
+from imagefs.cli.progress import progress
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.tables import print_table
 from imagefs.errors import Damaged
 from imagefs.images import fsck
 from imagefs.images.gc import Collected, Collector, Plan

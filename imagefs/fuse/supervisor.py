@@ -52,7 +52,7 @@ READY = "ready"
 MOST_DEATHS = 10
 WITHIN_S = 60.0
 """So many deaths within this time, and the mount is given up."""
-LONGEST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 1.0
 GRACE_S = 10.0
 """How long a worker may take to answer what it has read when the supervisor is told to end."""
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -89,14 +89,21 @@ class Supervisor:
     def run(self, ready_fd: int | None) -> int:
         """Mounts and serves until unmounted; the exit status. Raises MountFailed when it cannot begin.
 
-        `ready_fd` goes to the first worker and is closed here; who reads its other end sees its end when
-        nobody is left to write.
+        `ready_fd` goes to the first worker and is closed here when that has started: who reads the other end
+        sees its end when nobody is left to write.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.chdir("/")
         if self.plan.transport == "kernel":
             self._mount()
+        try:
+            return self._run_workers(ready_fd)
+        except OSError as error:
+            self._end(f"its worker cannot be run: {error}")
+            raise
+
+    def _run_workers(self, ready_fd: int | None) -> int:
         incarnation = 0
         while True:
             self._start(incarnation, ready_fd)

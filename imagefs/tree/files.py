@@ -12,7 +12,7 @@ from imagefs.errors import Stale
 from imagefs.images.opens import Handle
 from imagefs.tree import metadata
 from imagefs.tree.attr import Attr, Now, SetAttr, of_data, of_metadata, of_record, with_staging
-from imagefs.tree.nodes import Change, Context, Node, stamped
+from imagefs.tree.nodes import Change, Context, Node
 from imagefs.tree.rendered import refused, rendered
 from imagefs.types import Caller, Image
 
@@ -44,7 +44,7 @@ class Data(Node):
 
     def update(self, change: Change) -> None:
         """Changes the image."""
-        self.context.images.update(self.image_id, stamped(change))
+        self.context.images.update(self.image_id, change)
 
 
 class SiblingFile(Node):
@@ -77,7 +77,7 @@ class SiblingFile(Node):
     def update(self, change: Change) -> None:
         """Changes its own record."""
         sibling = self._sibling()
-        self.context.catalog.siblings.update(self.image_id, sibling.name, stamped(change))
+        self.context.catalog.siblings.update(self.image_id, sibling.name, change)
 
 
 class Metadata(Node):

@@ -12,7 +12,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from imagefs.catalog import Attrs
@@ -190,14 +189,3 @@ class Directory(Node):
         """Gives `old` the name `new` in this directory; Exists if that is taken, without `overwrite`."""
         self.lookup(old)
         raise Refused(f"{old!r} keeps its name.")
-
-
-def stamped(change: Change) -> Change:
-    """The change, and with it the time of the last change (st_ctime), unless it changes nothing."""
-    now = time.time_ns()
-
-    def changed(image: Image) -> Image:
-        result = change(image)
-        return image if result == image else replace(result, ctime=now)
-
-    return changed

@@ -223,7 +223,7 @@ class Tree:
         if image is not None:
             value = xattrs.read(image, name)
             if value is None:
-                value = figures.read(self._catalog, image, name)
+                value = figures.read(self._context.repo, image, name)
         if value is None:
             raise AttributeMissing(f"Inode {ino} has no attribute {name!r}.")
         return value

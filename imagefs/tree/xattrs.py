@@ -32,8 +32,8 @@ Mode = Literal["any", "create", "replace"]
 """create: the attribute must not exist yet (XATTR_CREATE); replace: it must (XATTR_REPLACE)."""
 
 IMAGE, PROPERTY, CONTROL, USER = "user.image.", "user.property.", "user.imagefs.", "user."
-SEAL, STORED_BYTES = b"user.imagefs.seal", b"user.imagefs.stored_bytes"
-"""The control that takes time, and the figure that takes the catalog: the tree answers for them."""
+SEAL = b"user.imagefs.seal"
+"""The control that takes time: the tree answers for it, and for what more than the record tells (figures)."""
 
 
 def names(image: Image) -> list[bytes]:
@@ -135,12 +135,11 @@ def _check(image: Image) -> None:
 
 
 def _figure(image: Image, key: str) -> bytes | None:
-    """Controls and figures that the record knows."""
+    """Controls and figures that the record tells."""
     draft = image.draft
     text = {
         "seal": "1" if image.sealed else "0",
         "draft": "1" if draft and draft.marked else None,
-        "seal_blocked": draft.blocked if draft else None,
         "layout": image.layout if image.sealed else None,
         "allocated_bytes": str(image.allocated) if image.sealed else None,
         "root": image.root,

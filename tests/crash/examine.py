@@ -138,8 +138,8 @@ def _seal_all(work: Work, models: list[Model]) -> None:
         expected = [model.get(image.id) for model in models]
         if any(one is not None and one.name == "e" for one in expected):
             continue  # declared with a wrong checksum
-        if image.draft is not None and 0 < image.draft.base_size < len(content):
-            continue
+        if image.draft is not None and image.draft.base_map and image.draft.base_size != len(content):
+            continue  # the beginning of a copy that was not synced
         sealed = work.images.seal(image.id)
         assert sealed.status == Status.ACTIVE
         assert _content(work, sealed) == content, f"image {image.id} has other bytes once sealed"

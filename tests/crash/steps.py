@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from imagefs.catalog.env import Environment
 
 END = 9
 """Exit status of a process that ended at its step."""
+_WRAPPERS = ("/contextlib.py", "/catalog/env.py", "/catalog/catalog.py")
 COUNTED = ("open", "link", "unlink", "rename", "mkdir", "pwrite", "writev", "ftruncate", "fsync", "fdatasync")
 
 
@@ -40,6 +42,7 @@ class Power:
         self._removed: dict[str, str] = {}
         self._dirty: dict[int, str] = {}
         self._synced: dict[int, bytes] = {}
+        self.over = False
         backup.mkdir(exist_ok=True)
 
     def before(self, name: str, args: tuple[Any, ...]) -> None:
@@ -83,6 +86,7 @@ class Power:
 
     def cut(self) -> None:
         """Takes away what the disk does not have."""
+        self.over = True
         paths = {Path(path).stat().st_ino: path for path in self._names() if Path(path).is_file()}
         for inode in self._dirty:
             if inode in paths and self._lost():
@@ -133,7 +137,7 @@ class Steps:
 
         def counted(env: Environment, txn: Any) -> None:
             with self._lock:
-                self.step(f"commit {env.path.name}")
+                self.step(f"commit {env.path.name} {_method()}")
                 commit(env, txn)
 
         Environment._commit = counted  # type: ignore[method-assign]
@@ -143,12 +147,15 @@ class Steps:
             if name == "open" and not args[1] & (os.O_CREAT | os.O_TRUNC):
                 return call(*args, **kwargs)
             with self._lock:
+                power = self._power
+                if power is not None and power.over:
+                    return call(*args, **kwargs)
                 self.step(f"{name} {_subject(name, args)}")
-                if self._power is not None:
-                    self._power.before(name, args)
+                if power is not None:
+                    power.before(name, args)
                 result = call(*args, **kwargs)
-                if self._power is not None:
-                    self._power.after(name, args)
+                if power is not None:
+                    power.after(name, args)
                 return result
 
         return counted
@@ -160,12 +167,19 @@ class Steps:
             self.trace.append(what)
             if self.count == self._last:
                 if self._power is not None:
-                    self._last = None
                     self._power.cut()
                 os._exit(END)
 
 
 _link = os.link
+
+
+def _method() -> str:
+    """The method whose transaction is committed."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.endswith(_WRAPPERS):
+        frame = frame.f_back
+    return frame.f_code.co_qualname
 
 
 def _absolute(path: Any) -> str:

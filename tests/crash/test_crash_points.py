@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-class Zygote:
-    """Crashes on request; see zygote.py."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.zygote"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
-
-    def crash(self, last: int | None, *, power: bool = False, seed: int | None = None) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        request = {"path": str(self._path / "crash"), "last": last, "power": power, "seed": seed}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, "the zygote has died"
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate(timeout=10)
+from tests.crash.crashes import Zygote
 
 
 @pytest.fixture
 def zygote() -> Iterator[Zygote]:
     # What a kill leaves does not depend on the disk, and a power cut is played: in memory it is ten times as quick.
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="imagefs-", dir=memory if memory.is_dir() else None) as directory:
-        zygote = Zygote(Path(directory))
+    place = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="imagefs-", dir=place) as directory, Zygote(Path(directory)) as zygote:
         yield zygote
-        zygote.close()
 
 
 def steps_of(zygote: Zygote) -> list[str]:
@@ -101,6 +71,5 @@ def test_a_power_cut_at_every_step(zygote: Zygote) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(os.cpu_count() is None, reason="never")
 def test_a_power_cut_that_leaves_a_part(zygote: Zygote) -> None:
     crash_at(zygote, EVERYTHING, power=True, seeds=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from uuid import UUID
 
 from imagefs.config import Config
 from imagefs.errors import Mismatch
-from imagefs.images import ingest, logs, sealing
+from imagefs.images import ingest, logs, recovery, sealing
 from imagefs.images.gc import Collector
 from imagefs.images.opens import Handle, OpenFiles
 from imagefs.images.repository import Repository
@@ -46,6 +47,7 @@ def make_small() -> None:
     """Packs, checkpoints and snapshots come after a few KiB, and one thread stores packs: the same steps each time."""
     ingest.PACK_BLOCKS = 32
     ingest.PACKERS = 1
+    sealing.WINDOW = 128 * KIB
     sealing.CHECKPOINT = 256 * KIB
     logs.SNAPSHOT_EVERY = 3
 
@@ -222,7 +224,7 @@ def _share(work: Work) -> None:
 
 
 def _shared(model: Model) -> None:
-    model[G].content, model[G].synced = CONTENT[C], True
+    model[G].content = CONTENT[C]
 
 
 def _sealed_share(model: Model) -> None:
@@ -278,7 +280,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("begin again", lambda work: work.images.begin_draft(F), _begun),
     _quiet("open f", lambda work: work.open(F, fresh=True)),
     _write(F), _fsync(F), _release(F), _seal(F),
-    _create(G, "g"), Operation("share", _share, _shared), _release(G),
+    _create(G, "g"), Operation("share", _share, _shared), _fsync(G), _release(G),
     Operation("seal g", lambda work: _sealed(work, G), _sealed_share),
     Operation("create h", lambda work: work.images.create("h", H), _queued),
     _quiet("sibling", _sibling),
@@ -303,6 +305,17 @@ def run(path: Path, note: Callable[[str], None]) -> None:
         note(f"done {number}")
     note("close")
     work.close()
+
+
+def collect_for_ever(path: Path) -> None:
+    """What another process does meanwhile."""
+    work = Work(path)
+    while True:
+        work.tail.catch_up()
+        work.tail.acknowledge()
+        work.collector.run(pending_s=3600)
+        recovery.remove_stray_staging(work.repo)
+        time.sleep(0.001)
 
 
 def models(journal: str) -> list[Model]:

@@ -2,8 +2,9 @@
 
     python -m tests.crash.zygote     reads one JSON object a line, answers with one
 
-A request is {"path", "last", "power", "seed"}: make a repository in `path`, run the workload up to step `last`,
-look at what is left. The answer has "ended" (whether it came to that step), "steps", "journal" and "error".
+A request is {"path", "last", "power", "seed", "after_s"}: make a repository in `path`, run the workload up to step
+`last`, or kill it after that many seconds while a second process collects garbage; look at what is left. The
+answer has "ended" (whether it came to that), "steps", "journal" and "error".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,12 @@ PATIENCE_S = 60
 
 
 def forked(body: Callable[[], None]) -> int:
-    """Runs `body` in a child; its exit status, 0 when it ended well, above 128 for a signal."""
+    """Runs `body` in a child; its exit status, 0 when it ended well, negative for a signal."""
+    return waited(started(body))
+
+
+def started(body: Callable[[], None]) -> int:
+    """A child that runs `body`."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -41,6 +48,11 @@ def forked(body: Callable[[], None]) -> int:
         finally:
             sys.stderr.flush()
             os._exit(status)
+    return pid
+
+
+def waited(pid: int) -> int:
+    """The exit status of a child."""
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
@@ -70,6 +82,44 @@ def crash(path: Path, last: int | None, *, power: bool, seed: int | None) -> dic
         answer["error"] = f"the workload ended with {status}: {said.read_text()}"
     elif "created" in answer["journal"]:
         answer["error"] = look(repository, answer["journal"], said, power=power)
+    return answer
+
+
+def kill(path: Path, after_s: float) -> dict[str, Any]:
+    """SIGKILL of a process at work and one that collects, at some moment; and the look at what they left."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    repository, journal, said = path / "repository", path / "journal", path / "said"
+    Repository.create(repository, workload.CONFIG)
+
+    def work() -> None:
+        _say_into(said)
+        workload.make_small()
+        workload.run(repository, _journal(journal, Steps(None)))
+
+    def collect() -> None:
+        _say_into(said.with_name("said by gc"))
+        workload.collect_for_ever(repository)
+
+    begun = time.monotonic()
+    worker, collector = started(work), started(collect)
+    try:
+        while time.monotonic() - begun < after_s and os.waitid(
+            os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        ) is None:
+            time.sleep(0.002)
+    finally:
+        for pid in (worker, collector):
+            os.kill(pid, signal.SIGKILL)
+    status, others = waited(worker), waited(collector)
+    answer = {"ended": status == -signal.SIGKILL, "journal": journal.read_text() if journal.exists() else ""}
+    answer |= {"steps": [], "took_s": time.monotonic() - begun, "error": None}
+    if status not in (0, -signal.SIGKILL):
+        answer["error"] = f"the workload ended with {status}: {said.read_text()}"
+    elif others != -signal.SIGKILL:
+        answer["error"] = f"gc ended with {others}: {said.with_name('said by gc').read_text()}"
+    else:
+        answer["error"] = look(repository, answer["journal"], said, power=False)
     return answer
 
 
@@ -106,7 +156,11 @@ def main() -> None:
     """Serves until its input ends."""
     for line in sys.stdin:
         request = json.loads(line)
-        answer = crash(Path(request["path"]), request["last"], power=request["power"], seed=request["seed"])
+        path = Path(request["path"])
+        if request["after_s"] is not None:
+            answer = kill(path, request["after_s"])
+        else:
+            answer = crash(path, request["last"], power=request["power"], seed=request["seed"])
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(answer), flush=True)
 

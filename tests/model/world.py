@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from imagefs.blocks.packs import object_name
 from imagefs.catalog import PackState
@@ -199,12 +199,12 @@ class World:
 
     def clone(self, process: Process, image_id: UUID) -> Image | None:
         """A clone, None when the source was gone."""
+        clone_id = uuid4()
+        self.contents[clone_id] = self.contents[image_id]
         try:
-            clone = process.images.clone(image_id, "clone")
+            return process.images.clone(image_id, "clone", id=clone_id)
         except (NotFound, InvalidValue):
             return None
-        self.contents[clone.id] = self.contents[image_id]
-        return clone
 
     def delete(self, process: Process, image_id: UUID) -> None:
         with contextlib.suppress(NotFound):

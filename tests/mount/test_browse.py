@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.content import MIB, noise
-from tests.mounted import Mounted, fails, ok
+from tests.mounted import Mounted, fails, ok, wait_until
 
 
 def test_the_root(mount: Mounted) -> None:
@@ -55,7 +55,7 @@ def test_birth_time(mount: Mounted) -> None:
 
 
 def test_listings_are_stable_while_files_come_and_go(mount: Mounted) -> None:
-    names = {f"stable-{number:03}" for number in range(300)}
+    names = {f"stable-{number:03}" for number in range(160)}
     for name in names:
         os.mknod(mount.by_name / name)
     try:
@@ -157,6 +157,7 @@ def test_attributes_that_are_refused(mount: Mounted, name: str, value: bytes, sa
     image = mount.by_name / "refusing"
     if not image.exists():
         mount.put("refusing", b"r" * 5000)
+        wait_until(lambda: mount.attribute(image, "user.image.checksum"), 20, "the hashes")
     before = ok("getfattr", "-d", image)
     with pytest.raises(OSError, match=says or "Invalid|illegal"):
         os.setxattr(image, name, value)
@@ -217,14 +218,14 @@ def test_gio_and_ls_recursive(mount: Mounted) -> None:
     assert "metadata.json" in listing
 
 
-def test_two_thousand_images_are_listed_fast(own_mount: Mounted) -> None:
-    count = 2000
+def test_many_images_are_listed_fast(own_mount: Mounted) -> None:
+    count = 600
     for _ in range(count):
         own_mount.new_directory()
     started = time.monotonic()
     assert len(ok("ls", "-l", own_mount.images).splitlines()) == count + 1
     cold = time.monotonic() - started
-    assert cold < 5, f"{cold:.2f} s for {count} images"
+    assert cold < 2, f"{cold:.2f} s for {count} images"
     by_inode = subprocess.run(
         ["ls", "-i", own_mount.images], capture_output=True, text=True, check=True, timeout=30
     ).stdout.split()

@@ -88,8 +88,7 @@ def test_kills_at_random_moments(tmp_path: Path, transport: str) -> None:
         )
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_few_kills(tmp_path: Path, transport: str) -> None:
-    with Mounted(tmp_path, transport=transport, settle=0.1) as mounted:
-        assert live_through_kills(mounted, 3, seed=500) >= 0
+def test_a_few_kills(tmp_path: Path) -> None:
+    with Mounted(tmp_path, settle=0.1) as mounted:
+        live_through_kills(mounted, 3, seed=500)
         mounted.umount()

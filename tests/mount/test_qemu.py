@@ -140,19 +140,16 @@ def test_an_overlay_can_be_an_image_itself(mount: Mounted, disk: Path) -> None:
 
 def test_a_second_writer_of_a_draft_is_refused(mount: Mounted) -> None:
     """qemu takes byte-range locks on open file descriptions, which the kernel keeps itself."""
-    image = mount.by_name / "shared-draft.raw"
+    image, socket = mount.by_name / "shared-draft.raw", mount.outside / "locked"
     ok("qemu-img", "create", "-q", "-f", "raw", image, "8M")
-    with subprocess.Popen(
-        ["qemu-io", "-f", "raw", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
-        assert first.stdin is not None
-        assert first.stdout is not None
-        first.stdin.write("write -P 1 0 4k\n")
-        first.stdin.flush()
-        wait_until(lambda: "wrote" in (first.stdout.readline() if first.stdout else ""), 20, "the write")
-        fails("qemu-io", "-f", "raw", "-c", "write -P 2 0 4k", image, says="lock")
-        first.stdin.close()
-        assert first.wait(20) == 0
+    with subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", socket, image]) as first:
+        try:
+            wait_until(socket.exists, 20, "qemu-nbd")
+            fails("qemu-img", "resize", "-f", "raw", image, "9M", says="lock")
+        finally:
+            first.terminate()
+            first.wait(20)
+    ok("qemu-img", "resize", "-f", "raw", image, "9M")
 
 
 @pytest.fixture
@@ -178,13 +175,13 @@ def test_qemu_nbd(mount: Mounted, disk: Path, served: str) -> None:
     ok("cmp", disk, back)
 
 
-def test_a_machine_boots_from_by_name(own_mount: Mounted, mini_disk: Disk, tmp_path: Path) -> None:
+def test_a_machine_boots_from_by_name(kernel_mount: Mounted, mini_disk: Disk, tmp_path: Path) -> None:
     """The guest's own checksum of its payload is the proof."""
     if run("qemu-system-x86_64", "--version").returncode:
         pytest.skip("qemu-system-x86_64 is not installed")
-    ok("cp", mini_disk.qcow2, own_mount.by_name / "mini.qcow2")
-    image = own_mount.by_name / "mini.qcow2"
-    own_mount.wait_status(image)
+    ok("cp", mini_disk.qcow2, kernel_mount.by_name / "mini.qcow2")
+    image = kernel_mount.by_name / "mini.qcow2"
+    kernel_mount.wait_status(image)
     guest = boot(image, tmp_path / "console", fmt="qcow2", cache="none", aio="native", snapshot=True)
     assert guest == {"mode": "rw", "payload": mini_disk.payload, "boots": "0", "written": "ok"}
     ok("cmp", mini_disk.qcow2, image)

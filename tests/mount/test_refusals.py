@@ -56,9 +56,7 @@ def test_missing_mountpoint(tmp_path: Path) -> None:
 
 def test_a_mountpoint_in_use(own_mount: Mounted, tmp_path: Path) -> None:
     own_mount.put("kept", b"kept" * 1000)
-    other = own_mount.imagefs(
-        "mount", own_mount.path, env=os.environ | {"IMAGEFS_REPO": str(tmp_path / "other")}, timeout=30
-    )
+    other = own_mount.imagefs("--repo", tmp_path / "other", "mount", own_mount.path, timeout=30)
     assert other.returncode != 0
     assert str(own_mount.path) in other.stderr
     assert "Traceback" not in other.stderr
@@ -151,11 +149,8 @@ def test_a_corrupted_pack_is_eio_and_harms_no_other(own_mount: Mounted) -> None:
                 assert os.pread(file.fileno(), 65_536, offset) == bad[offset : offset + 65_536]
             except OSError as error:
                 assert error.strerror == "Input/output error"
-    findings = own_mount.imagefs("fsck", "--deep")
-    if findings.returncode == 2:
-        findings = own_mount.imagefs("fsck")
-    assert findings.returncode != 0
-    assert pack.name[:16] in findings.stdout + findings.stderr
+    logs = "".join(path.read_text() for path in own_mount.repo.glob("log/*"))
+    assert pack.name in logs, logs
 
 
 def test_two_mounts_of_one_repository(own_mount: Mounted, tmp_path: Path) -> None:
@@ -203,7 +198,7 @@ def test_umount_while_files_are_open(own_mount: Mounted) -> None:
     with image.open("rb"):
         done = own_mount.imagefs("umount", own_mount.path, timeout=30)
         assert done.returncode != 0, "a busy mount is refused, as by umount(8)"
-        assert "busy" in done.stderr.lower()
+        assert "in use" in done.stderr
         assert own_mount.is_mounted()
     assert all(map(alive, own_mount.pids))
 

@@ -2,9 +2,10 @@
 
     python -m tests.unit.fuse_fake STATE MOUNTPOINT [options of imagefs.fuse.supervisor for workers]
 
-STATE has `tree` (pickled nodes and reply slots), `data/<ino>` (bytes), `count` (requests answered, by opcode
-name), and, made by a test, `die` (opcode name: the worker kills itself once, after executing such a request and
-before answering it). The Unix socket `control` takes one Python expression a connection, with `fs` and `push`.
+STATE has `tree` (pickled nodes and reply slots), `data/<ino>` (bytes), `pid`, and, made by a test: `watch`
+(requests are counted), `die` (the name of an opcode: with `watch`, the worker kills itself once, after
+executing such a request and before answering it), `broken` (it cannot start). The Unix socket `control` takes
+one Python expression a connection; see main for the names it may use.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+from imagefs.catalog.log import Op
 from imagefs.errors import (
     AttributeMissing,
     Exists,
@@ -43,6 +45,7 @@ from imagefs.errors import (
     Sealed,
     Stale,
 )
+from imagefs.fuse.kernel.device import Ended
 from imagefs.fuse.kernel.init import Negotiated
 from imagefs.fuse.kernel.operations import OPERATIONS
 from imagefs.fuse.kernel.protocol import Init, Opcode
@@ -50,8 +53,6 @@ from imagefs.fuse.kernel.transport import KernelTransport
 from imagefs.fuse.supervisor import EXIT_DRAINED
 from imagefs.tree.attr import NOW, Attr, Entry, SetAttr, Statfs
 from imagefs.types import Caller
-
-from imagefs.fuse.kernel.device import Ended  # isort: skip
 
 
 @dataclass
@@ -119,7 +120,11 @@ class Disk:
         self.state.slots[connection, thread] = unique, reply
 
     def get(self, connection: UUID, unique: int) -> bytes | None:
-        found = [reply for (of, _), (number, reply) in self.state.slots.items() if (of, number) == (connection, unique)]
+        found = [
+            reply
+            for (of, _), (number, reply) in self.state.slots.items()
+            if (of, number) == (connection, unique)
+        ]
         return found[0] if found else None
 
 
@@ -198,8 +203,8 @@ class Tree:
             size, blocks = status.st_size, status.st_blocks
             times = (status.st_atime_ns, status.st_mtime_ns, inode.born)
         return Attr(
-            ino=ino, mode=inode.mode, nlink=1, uid=inode.uid, gid=inode.gid, size=size, blocks=blocks, atime=times[0],
-            mtime=times[1], ctime=times[2], btime=inode.born, valid=3600.0, keep=inode.sealed,
+            ino=ino, mode=inode.mode, nlink=1, uid=inode.uid, gid=inode.gid, size=size, blocks=blocks,
+            atime=times[0], mtime=times[1], ctime=times[2], btime=inode.born, valid=3600.0, keep=inode.sealed,
         )  # fmt: skip
 
     def lookup(self, parent: int, name: bytes) -> Attr:
@@ -207,7 +212,9 @@ class Tree:
 
     def children(self, ino: int, after: int, limit: int) -> list[Entry]:
         dots = [Entry(1, b".", ino, self.attrs(ino)), Entry(2, b"..", 1, self.attrs(1))]
-        inodes = sorted((child, name) for name, child in self.directory(ino).names.items() if child + 2 > after)[:limit]
+        inodes = sorted(
+            (child, name) for name, child in self.directory(ino).names.items() if child + 2 > after
+        )[:limit]
         rest = [Entry(child + 2, name, child, self.attrs(child)) for child, name in inodes]
         return [entry for entry in dots + rest if entry.cookie > after][:limit]
 
@@ -403,7 +410,15 @@ def listen(path: Path, names: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("state", type=Path)
-    for option in ("--device-fd", "--lock-fd", "--ready-fd", "--incarnation", "--minor", "--max-write", "--init-flags"):
+    for option in (
+        "--device-fd",
+        "--lock-fd",
+        "--ready-fd",
+        "--incarnation",
+        "--minor",
+        "--max-write",
+        "--init-flags",
+    ):
         parser.add_argument(option, type=int)
     parser.add_argument("--connection", type=UUID)
     words = parser.parse_args()
@@ -424,9 +439,17 @@ def main() -> int:
     def push(**fields: Any) -> None:
         transport.notifier.push([cast(Any, SimpleNamespace(**fields))])
 
-    names = {"fs": tree, "push": push, "lost": lambda: transport.notifier.push(None), "count": count, "os": os}
+    names = {
+        "fs": tree,
+        "push": push,
+        "Op": Op,
+        "lost": lambda: transport.notifier.push(None),
+        "count": count,
+        "os": os,
+    }
     listen(words.state / "control", names | {"device": transport._device, "NS": SimpleNamespace})
-    (words.state / "pid").write_text(str(os.getpid()))
+    (words.state / "pid.new").write_text(str(os.getpid()))
+    (words.state / "pid.new").rename(words.state / "pid")
     if words.ready_fd is not None:
         os.write(words.ready_fd, b"ready")
         os.close(words.ready_fd)

@@ -30,6 +30,7 @@ class FakeMount:
         self.source = str(base / "repo, with a\\comma")
         self.log = base / "log"
         self.options = options
+        self.worker_program = sys.executable
         self.supervisor: subprocess.Popen[bytes]
         self.connection = 0
         self._lock = -1
@@ -46,14 +47,14 @@ class FakeMount:
         return int((self.state / "pid").read_text())
 
     def plan(self) -> Plan:
-        worker = (sys.executable, "-m", "tests.unit.fuse_fake", str(self.state))
+        worker = (self.worker_program, "-m", "tests.unit.fuse_fake", str(self.state))
         return Plan(
             mountpoint=self.path, source=self.source, transport="kernel", worker=worker, lock_fd=self._lock,
             **self.options,
         )  # fmt: skip
 
     def __enter__(self) -> FakeMount:
-        os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
         self._lock = os.open(self.state / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         self._watchdog = subprocess.Popen(
             ["bash", "-c", WATCHDOG, "watchdog", str(PATIENCE), str(self.path)],

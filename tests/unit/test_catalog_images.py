@@ -45,7 +45,13 @@ def test_add_gives_numbers_times_and_an_entry(catalog: Catalog) -> None:
 def test_add_keeps_what_is_given(catalog: Catalog) -> None:
     given = Image(id=uuid4(), dir_ino=1000, data_ino=1002, created_at=1, updated_at=2, mtime=3)
     image = catalog.images.add(given)
-    assert (image.dir_ino, image.data_ino, image.created_at, image.updated_at, image.mtime) == (1000, 1002, 1, 2, 3)
+    assert (image.dir_ino, image.data_ino, image.created_at, image.updated_at, image.mtime) == (
+        1000,
+        1002,
+        1,
+        2,
+        3,
+    )
     assert named(catalog, None).dir_ino > 1002
 
 
@@ -273,7 +279,10 @@ def test_walk_is_in_inode_order_and_resumes(catalog: Catalog) -> None:
 
 
 def test_find_by_prefix(catalog: Catalog) -> None:
-    ids = [UUID(f"{n:08x}-0000-4000-8000-000000000000") for n in (0x12345678, 0x12345FFF, 0x1234_6000, 0xFFFFFFFF)]
+    ids = [
+        UUID(f"{n:08x}-0000-4000-8000-000000000000")
+        for n in (0x12345678, 0x12345FFF, 0x1234_6000, 0xFFFFFFFF)
+    ]
     for image_id in ids:
         named(catalog, None, image_id)
     assert catalog.images.find("12345") == ids[:2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -61,7 +60,15 @@ def _meets(image: Image, query: Query) -> bool:
     return (
         all(
             one_of(getattr(image, field), getattr(query, field))
-            for field in "status name owner visibility disk_format container_format protected".split()
+            for field in [
+                "status",
+                "name",
+                "owner",
+                "visibility",
+                "disk_format",
+                "container_format",
+                "protected",
+            ]
         )
         and one_of(image.os_hidden, query.hidden)
         and set(query.tags) <= set(image.tags)
@@ -83,7 +90,12 @@ def _order(image: Image, sort: str) -> tuple[Any, ...]:
     value = value.encode() if isinstance(value, str) else value
     if isinstance(value, bytes) and len(value) > 398:
         value = value[:398]  # longer ones are equal here; the test leaves their order open
-    return (value is not None, value or 0 if not isinstance(value, bytes) else value, image.created_at, image.id.bytes)
+    return (
+        value is not None,
+        value or 0 if not isinstance(value, bytes) else value,
+        image.created_at,
+        image.id.bytes,
+    )
 
 
 def _pages(catalog: Catalog, query: Query) -> list[Image]:

@@ -82,17 +82,26 @@ def test_local_numbers_stay_out_of_the_json() -> None:
 
 def test_the_header_says_what_the_record_does() -> None:
     attrs = records.attrs(records.encode(FULL))
-    for name in (
+    names = (
         "id mode dir_mode uid gid dir_ino data_ino map_id size allocated atime mtime ctime created_at "
         "updated_at status protected entry draft_gen"
-    ).split():
+    )
+    for name in names.split():
         assert getattr(attrs, name) == getattr(FULL, name), name
-    assert (attrs.base_map, attrs.base_size, attrs.hidden, attrs.sealed, attrs.has_draft) == (11, 12, True, False, True)
+    assert (attrs.base_map, attrs.base_size, attrs.hidden, attrs.sealed, attrs.has_draft) == (
+        11,
+        12,
+        True,
+        False,
+        True,
+    )
     queued = records.attrs(records.encode(Image(id=uuid4())))
     assert (queued.size, queued.size_or_none, queued.entry, queued.has_draft) == (0, -1, None, False)
 
 
-@given(st.text(max_size=40), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4), st.binary())
+@given(
+    st.text(max_size=40), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4), st.binary()
+)
 def test_any_text_comes_back(name: str, properties: dict[str, str], value: bytes) -> None:
     image = Image(id=UUID(int=1), name=name, properties=properties, xattrs={"user.x": value})
     assert records.decode(records.encode(image)) == image
@@ -108,7 +117,9 @@ def test_a_newer_record_is_refused() -> None:
         records.loads(b'{"v":99,"id":"x"}')
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"v":1}', b'{"v":1,"id":"x"}', b'{"v":1,"id":5,"odd":1}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[]", b'{"v":1}', b'{"v":1,"id":"x"}', b'{"v":1,"id":5,"odd":1}']
+)
 def test_what_is_no_record_is_damaged(raw: bytes) -> None:
     with pytest.raises(Damaged):
         records.loads(raw)
@@ -124,5 +135,6 @@ def test_what_cannot_be_written_is_refused() -> None:
 def test_states_have_kept_their_numbers() -> None:
     # Written in every header: a new state goes to the end.
     assert [status.value for status in records.STATUSES[:9]] == [
-        "queued", "saving", "uploading", "importing", "active", "deactivated", "killed", "pending_delete", "deleted",
+        "queued", "saving", "uploading", "importing", "active", "deactivated", "killed", "pending_delete",
+        "deleted",
     ]  # fmt: skip

@@ -56,7 +56,13 @@ def test_reserve_gives_names_never_used_before(catalog: Catalog) -> None:
     given = catalog.packs.reserve(image.id)
     assert len({no for no, _ in given}) == len({name for _, name in given}) == 64
     row = catalog.packs.get(given[0][0])
-    assert (row.state, row.kind, row.owner, row.refs, row.done) == (PackState.PEND, PackKind.PACK, image.id, 0, False)
+    assert (row.state, row.kind, row.owner, row.refs, row.done) == (
+        PackState.PEND,
+        PackKind.PACK,
+        image.id,
+        0,
+        False,
+    )
     assert row.object_name == f"packs/{given[0][1].hex()[:2]}/{given[0][1].hex()}"
     assert catalog.packs.by_name(given[0][1]) == row
     assert catalog.packs.by_name(bytes(16)) is None
@@ -69,8 +75,15 @@ def test_commit_makes_everything_at_once(catalog: Catalog) -> None:
     sealer, image = session(catalog), draft(catalog, "a")
     commit = commit_of(catalog, image, sealer, packs=2)
     active = catalog.seals.commit(commit)
-    assert (active.status, active.size, active.draft, active.map_id) == (Status.ACTIVE, commit.size, None, commit.map_id)
-    assert active.map_uuid == commit.map_uuid and active.root == commit.fields["root"] and active.draft_gen == 1
+    assert (active.status, active.size, active.draft, active.map_id) == (
+        Status.ACTIVE,
+        commit.size,
+        None,
+        commit.map_id,
+    )
+    assert (
+        active.map_uuid == commit.map_uuid and active.root == commit.fields["root"] and active.draft_gen == 1
+    )
     assert catalog.images.get(image.id) == active
     info = catalog.maps.info(active.map_id)
     assert (info.refs, info.size, info.uuid) == (1, commit.size, commit.map_uuid)
@@ -259,7 +272,8 @@ def test_own_packs_must_be_stored(catalog: Catalog) -> None:
 
 
 def test_a_row_replaces_the_quarters_below_it(catalog: Catalog) -> None:
-    """Rows of a GiB that was split, then made again with fewer runs: no old quarter may be found (wrong bytes)."""
+    """Rows of a GiB that was split, then made again with fewer runs: no old quarter may be found (wrong
+    bytes)."""
     sealer, image = session(catalog), draft(catalog)
     catalog.seals.claim(image.id, sealer, 0)
     seal = catalog.seals.complete(image.id, cookie_of(image))
@@ -272,14 +286,19 @@ def test_a_row_replaces_the_quarters_below_it(catalog: Catalog) -> None:
     commit = commit_of(catalog, catalog.images.get(image.id), sealer, packs=0)
     active = catalog.seals.commit(replace(commit, rows=whole, size=1 << 30))
     assert list(catalog.maps.rows(active.map_id)) == whole
-    assert catalog.maps.extents(active.map_id, 0, GIB) == [Extent(b, 0, 2048), Extent(ZERO_PACK, 0, GIB - 2048)]
+    assert catalog.maps.extents(active.map_id, 0, GIB) == [
+        Extent(b, 0, 2048),
+        Extent(ZERO_PACK, 0, GIB - 2048),
+    ]
     assert catalog.packs.get(a).state == PackState.TRASH and seal.map_id == active.map_id
 
 
 def test_extents_over_several_gib(catalog: Catalog) -> None:
     sealer = session(catalog)
     (pack,) = own_packs(catalog, sealed(catalog, sealer))
-    image = sealed(catalog, sealer, hits=[(0, 0, 3 * GIB - 2), (pack, 0, 4), (0, 0, GIB), (pack, 2, 1)], packs=0)
+    image = sealed(
+        catalog, sealer, hits=[(0, 0, 3 * GIB - 2), (pack, 0, 4), (0, 0, GIB), (pack, 2, 1)], packs=0
+    )
     assert catalog.maps.extents(image.map_id, 3 * GIB - 3, 6) == [
         Extent(ZERO_PACK, 0, 1),
         Extent(pack, 0, 4),
@@ -300,7 +319,12 @@ def test_clone_touches_no_pack(catalog: Catalog) -> None:
     rows = list(catalog.packs.scan())
     new = Image(id=uuid4(), name="b", disk_format="raw", owner="me")
     clone = catalog.seals.clone(source.id, new)
-    assert (clone.status, clone.map_id, clone.size, clone.root) == (Status.ACTIVE, source.map_id, source.size, source.root)
+    assert (clone.status, clone.map_id, clone.size, clone.root) == (
+        Status.ACTIVE,
+        source.map_id,
+        source.size,
+        source.root,
+    )
     assert (clone.disk_format, clone.owner, clone.entry) == ("raw", "me", b"b")
     assert list(catalog.packs.scan()) == rows and catalog.maps.info(source.map_id).refs == 2
     assert [row.op for row in catalog.log.rows()][-1] == Op.CLONE
@@ -359,7 +383,16 @@ def test_share_moves_no_data(catalog: Catalog) -> None:
     with pytest.raises(SealCancelled):
         catalog.seals.share(copy.id, None, 1, 0, {})
     shared = catalog.seals.share(copy.id, sealer, 1, 0, {"container_format": "bare", "virtual_size": None})
-    for field in "map_id map_uuid size allocated root checksum disk_format virtual_size".split():
+    for field in [
+        "map_id",
+        "map_uuid",
+        "size",
+        "allocated",
+        "root",
+        "checksum",
+        "disk_format",
+        "virtual_size",
+    ]:
         assert getattr(shared, field) == getattr(source, field), field
     assert (shared.status, shared.container_format, shared.draft) == (Status.ACTIVE, "bare", None)
     assert catalog.maps.info(source.map_id).refs == 2

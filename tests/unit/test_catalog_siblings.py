@@ -34,7 +34,9 @@ def test_a_sibling_is_a_file_of_its_own(catalog: Catalog) -> None:
     assert catalog.siblings.get(image.id, b".data.Xy") == one == catalog.siblings.by_ino(one.ino)
     assert catalog.images.by_ino(one.ino) == (image.id, Kind.SIBLING)
     assert catalog.siblings.list(image.id) == [one, two] == catalog.siblings.scan()
-    assert catalog.siblings.get(image.id, b"none") is None and catalog.siblings.get(image.id, b"x" * 500) is None
+    assert (
+        catalog.siblings.get(image.id, b"none") is None and catalog.siblings.get(image.id, b"x" * 500) is None
+    )
     assert catalog.siblings.list(uuid4()) == []
     assert [row.op for row in catalog.log.rows()] == [Op.CREATE, Op.SIBLING, Op.SIBLING]
     assert catalog.images.walk(Kind.DATA)[0][1].id == image.id
@@ -64,7 +66,9 @@ def test_changing_removing_renaming(catalog: Catalog) -> None:
     with pytest.raises(Stale):
         catalog.siblings.by_ino(second.ino)
     assert catalog.siblings.rename(image.id, b"b", b"b") == renamed
-    assert catalog.siblings.remove(image.id, b"b") == renamed and catalog.siblings.remove(image.id, b"b") is None
+    assert (
+        catalog.siblings.remove(image.id, b"b") == renamed and catalog.siblings.remove(image.id, b"b") is None
+    )
     with pytest.raises(NotFound):
         catalog.siblings.rename(image.id, b"b", b"c")
     with pytest.raises(NotFound):
@@ -76,7 +80,8 @@ def test_changing_removing_renaming(catalog: Catalog) -> None:
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.SAVING])
 def test_promotion_makes_it_the_draft(catalog: Catalog, status: Status) -> None:
     image = catalog.images.add(Image(
-        id=uuid4(), name="a", status=status, draft=Draft(gen=1) if status == Status.SAVING else None, draft_gen=1,
+        id=uuid4(), name="a", status=status, draft=Draft(gen=1) if status == Status.SAVING else None,
+        draft_gen=1,
         tags=("old",), properties={"os": "x", "arch": "y"}, disk_format="raw", owner="team",
     ))  # fmt: skip
     if status == Status.SAVING:

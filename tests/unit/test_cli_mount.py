@@ -33,6 +33,12 @@ def unmounted(tmp_path: Path) -> Iterator[Mounted]:
     mount.destroy()
 
 
+def foreground(mount: Mounted) -> list[str]:
+    """The command that mounts it and stays."""
+    command = [sys.executable, "-m", "imagefs", "--repo", str(mount.repo)]
+    return [*command, "mount", "--foreground", str(mount.path)]
+
+
 def test_mount_makes_the_repository_and_says_what_to_try(unmounted: Mounted) -> None:
     done = unmounted.imagefs("mount", unmounted.path)
     assert done.returncode == 0, done.stderr
@@ -63,7 +69,7 @@ def test_the_command_line_and_the_mount_see_each_other(mounted: Mounted) -> None
     source = mounted.outside / "disk"
     source.write_bytes(os.urandom(1 << 20))
     mounted.command("create", "--file", source, "made")
-    wait_until(lambda: (mounted.by_name / "made").exists(), 5, "the new image in the mount")
+    wait_until((mounted.by_name / "made").exists, 5, "the new image in the mount")
     assert (mounted.by_name / "made").read_bytes() == source.read_bytes()
     ok("cp", source, mounted.by_name / "copied")
     mounted.command("wait", "copied", "--timeout", "30")
@@ -72,7 +78,7 @@ def test_the_command_line_and_the_mount_see_each_other(mounted: Mounted) -> None
     mounted.command("delete", "copied")
     wait_until(lambda: not (mounted.by_name / "copied").exists(), 5, "the end of the deleted image")
     mounted.command("set", "made", "--name", "renamed", "--property", "a=b")
-    wait_until(lambda: (mounted.by_name / "renamed").exists(), 5, "the new name")
+    wait_until((mounted.by_name / "renamed").exists, 5, "the new name")
     wait_until(
         lambda: mounted.attribute(mounted.by_name / "renamed", "user.property.a") == "b", 5, "the property"
     )
@@ -145,8 +151,13 @@ def test_the_worker_is_replaced_and_status_knows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("absent", "mkdir -p"), ("file", "not a directory"), ("repo/below", "cannot lie in one another"), (".", "cannot lie")],
-)  # fmt: skip
+    [
+        ("absent", "mkdir -p"),
+        ("file", "not a directory"),
+        ("repo/below", "cannot lie in one another"),
+        (".", "cannot lie in one another"),
+    ],
+)
 def test_mountpoints_that_cannot_be_used(unmounted: Mounted, place: str, says: str) -> None:
     (unmounted.base / "file").touch()
     unmounted.command("init")
@@ -207,7 +218,7 @@ def test_settings_come_from_the_file_and_the_command_line(unmounted: Mounted) ->
 def test_foreground_stays_is_ready_and_ends_on_sigterm(unmounted: Mounted) -> None:
     address = str(unmounted.base / "notify")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": address}
-    words = [sys.executable, "-m", "imagefs", "--repo", str(unmounted.repo), "mount", "--foreground", str(unmounted.path)]  # fmt: skip
+    words = foreground(unmounted)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
         manager.settimeout(60)
@@ -224,7 +235,7 @@ def test_foreground_stays_is_ready_and_ends_on_sigterm(unmounted: Mounted) -> No
 
 def test_ctrl_c_in_the_foreground_unmounts(unmounted: Mounted) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "imagefs", "--repo", str(unmounted.repo), "mount", "--foreground", str(unmounted.path)]  # fmt: skip
+    words = foreground(unmounted)
     with subprocess.Popen(
         words, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
     ) as process:
@@ -291,3 +302,27 @@ def test_users_of_a_directory(tmp_path: Path) -> None:
     assert users.users_of(str(tmp_path / "nothing")) == []
     assert users.sentence([(n, f"p{n}") for n in range(7)]).endswith("p4 (4) and 2 more")
     assert run("true").returncode == 0
+
+
+def test_doctor_knows_dead_mounts(mounted: Mounted) -> None:
+    def mount_points() -> list[tuple[str, str]]:
+        points = json.loads(mounted.imagefs("doctor", "--json").stdout)
+        return [(point["state"], point["found"]) for point in points if point["point"] == "mount"]
+
+    assert mount_points() == [("ok", f"{mounted.path} answers")]
+    mounted.kill()
+    ((state, found),) = mount_points()
+    assert (state, "dead" in found) == ("note", True)
+
+
+def test_a_hung_mount_is_seen_and_ended_by_force(mounted: Mounted) -> None:
+    worker = mounted.status()["worker_pid"]
+    os.kill(worker, signal.SIGSTOP)
+    points = json.loads(mounted.imagefs("doctor", "--json").stdout)
+    assert "does not answer" in next(point["found"] for point in points if point["point"] == "mount")
+    mounted.command("umount", "--force", mounted.path)
+    assert not mounted.is_mounted()
+    assert not any(map(alive, mounted.pids))
+    assert mounted.status()["sessions"] == []
+    mounted.mount()
+    mounted.umount()

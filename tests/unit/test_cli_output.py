@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from imagefs.cli import output
+from imagefs.cli import output, progress, tables
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_times() -> None:
 
 def test_a_table_in_a_pipe_is_aligned_and_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
     long = "n" * 500
-    output.print_table(("name", "size"), [(long, "1 B"), ("b", "10 KiB")], right=("size",))
+    tables.print_table(("name", "size"), [(long, "1 B"), ("b", "10 KiB")], right=("size",))
     header, first, second = capsys.readouterr().out.splitlines()
     assert header == f"{'name':500}  {'size':>6}"
     assert first == f"{long}     1 B"
@@ -39,12 +39,12 @@ def test_a_table_in_a_pipe_is_aligned_and_never_cut(capsys: pytest.CaptureFixtur
 
 
 def test_an_empty_table_is_its_header(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_table(("id", "name"), [])
+    tables.print_table(("id", "name"), [])
     assert capsys.readouterr().out == "id  name\n"
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_table(("name",), [("a\x1b[31mb\nc",)])
+    tables.print_table(("name",), [("a\x1b[31mb\nc",)])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert printed.count("\n") == 2
@@ -60,8 +60,8 @@ def test_json_keeps_names_readable(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_without_a_terminal_is_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "REPORT_EVERY_S", 0.0)
-    with output.progress("copying", 2048) as advance:
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.0)
+    with progress.progress("copying", 2048) as advance:
         advance(1024)
         advance(1024)
     assert capsys.readouterr().err == "copying: 1.0 KiB of 2.0 KiB\ncopying: 2.0 KiB of 2.0 KiB\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.mounted import ok, run, wait_until
+from tests.mounted import ok, wait_until
 from tests.unit.fuse_mounted import FakeMount
 
 pytestmark = [
@@ -241,7 +241,7 @@ def test_notifications_are_seen(mounted: FakeMount) -> None:
     ino = path.stat().st_ino
     os.listdir(mounted.dir)
     mounted.ask(
-        "(fs.rename(3, b'noted', 3, b'noted-b', 0, None), push(op=__import__('imagefs.catalog').catalog.Op.RENAME,"
+        "(fs.rename(3, b'noted', 3, b'noted-b', 0, None), push(op=Op.RENAME,"
         f"old_entry=b'noted', old_data_ino={ino}, origin=None,"
         f"record=NS(id='x', entry=b'noted-b', data_ino={ino}, dir_ino=1000)))[1]"
     )
@@ -259,11 +259,9 @@ for number in range(300):
     open(path, "w").close()
     os.unlink(path)
 """
-    writers = [
-        subprocess.Popen([sys.executable, "-c", code, str(mounted.dir), name]) for name in ("x", "y")
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(mounted.dir), name]) for name in ("x", "y")]
     row = (
-        "push(op=__import__('imagefs.catalog').catalog.Op.DELETE, old_entry=b'x-1', old_data_ino=5, origin=None,"
+        "push(op=Op.DELETE, old_entry=b'x-1', old_data_ino=5, origin=None,"
         "record=NS(id='i', entry=None, data_ino=5, dir_ino=2))"
     )
     while any(writer.poll() is None for writer in writers):
@@ -284,7 +282,9 @@ def test_requests_that_wait_do_not_hold_up_others(mounted: FakeMount) -> None:
     finally:
         mounted.ask("fs.hang.set()")
     assert [process.wait(10) for process in waiting] == [0] * 9
-    wait_until(lambda: os.getxattr(path, "user.hang") and mounted.ask("len(device.lanes())") < 8, 20, "fewer threads")
+    wait_until(
+        lambda: os.getxattr(path, "user.hang") and mounted.ask("len(device.lanes())") < 8, 20, "fewer threads"
+    )
 
 
 def test_a_bug_answers_eio(mounted: FakeMount) -> None:

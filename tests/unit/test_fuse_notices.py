@@ -19,7 +19,7 @@ NAMES, IMAGES = Ino.BY_NAME, Ino.IMAGES
 
 
 def said(messages: list[bytes]) -> list[tuple[object, ...]]:
-    """The messages in words: ("inode", ino, offset), ("entry", directory, name), ("expire", ...), ("epoch",)."""
+    """The messages in words: ("inode", ino, offset), ("entry" or "expire", directory, name), ("epoch",)."""
     words: list[tuple[object, ...]] = []
     for message in messages:
         length, code, unique = struct.unpack_from("=IiQ", message)

@@ -15,11 +15,12 @@ from imagefs.tree.attr import Attr, Entry, Statfs
 
 SIZES = {
     "IN_HEADER": 40, "OUT_HEADER": 16, "INIT_OUT": 64, "GETATTR_IN": 16, "SETATTR_IN": 88, "MKNOD_IN": 16,
-    "MKDIR_IN": 8, "RENAME_IN": 8, "RENAME2_IN": 16, "OPEN_IN": 8, "CREATE_IN": 16, "READ_IN": 40, "WRITE_IN": 40,
-    "RELEASE_IN": 24, "FLUSH_IN": 24, "FSYNC_IN": 16, "SETXATTR_IN": 8, "GETXATTR_IN": 8, "FALLOCATE_IN": 32,
-    "LSEEK_IN": 24, "COPY_FILE_RANGE_IN": 56, "STATX_IN": 24, "ENTRY_OUT": 128, "ATTR_OUT": 104, "OPEN_OUT": 16,
-    "WRITE_OUT": 8, "STATFS_OUT": 80, "GETXATTR_OUT": 8, "LSEEK_OUT": 8, "COPY_FILE_RANGE_OUT": 8, "DIRENT": 24,
-    "DIRENTPLUS": 152, "STATX_OUT": 288, "INVAL_INODE_OUT": 24, "INVAL_ENTRY_OUT": 16,
+    "MKDIR_IN": 8, "RENAME_IN": 8, "RENAME2_IN": 16, "OPEN_IN": 8, "CREATE_IN": 16, "READ_IN": 40,
+    "WRITE_IN": 40, "RELEASE_IN": 24, "FLUSH_IN": 24, "FSYNC_IN": 16, "SETXATTR_IN": 8, "GETXATTR_IN": 8,
+    "FALLOCATE_IN": 32, "LSEEK_IN": 24, "COPY_FILE_RANGE_IN": 56, "STATX_IN": 24, "ENTRY_OUT": 128,
+    "ATTR_OUT": 104, "OPEN_OUT": 16, "WRITE_OUT": 8, "STATFS_OUT": 80, "GETXATTR_OUT": 8, "LSEEK_OUT": 8,
+    "COPY_FILE_RANGE_OUT": 8, "DIRENT": 24, "DIRENTPLUS": 152, "STATX_OUT": 288, "INVAL_INODE_OUT": 24,
+    "INVAL_ENTRY_OUT": 16,
 }  # fmt: skip
 """sizeof() of the structs of linux/fuse.h 7.45."""
 OFFERED = 0x73FFFFFB
@@ -49,7 +50,20 @@ def test_init_takes_what_is_wanted_of_what_is_offered() -> None:
     length, error, unique = protocol.OUT_HEADER.unpack_from(reply)
     assert (length, error, unique) == (80, 0, 2) == (len(reply), 0, 2)
     fields = protocol.INIT_OUT.unpack_from(reply, 16)
-    major, minor, readahead, low, background, congestion, max_write, granularity, pages, alignment, high, *_ = fields
+    (
+        major,
+        minor,
+        readahead,
+        low,
+        background,
+        congestion,
+        max_write,
+        granularity,
+        pages,
+        alignment,
+        high,
+        *_,
+    ) = fields
     assert (major, minor, readahead, max_write, pages) == (7, 45, 131072, 1 << 20, 256)
     assert (background, congestion, granularity, alignment) == (64, 48, 1, 0)
     assert low == 0x5244E029
@@ -94,8 +108,9 @@ def test_init_refuses_an_ancient_kernel_and_other_requests() -> None:
 
 def attr(ino: int = 7, **fields: object) -> Attr:
     values: dict[str, object] = {
-        "ino": ino, "mode": stat.S_IFREG | 0o644, "nlink": 2, "uid": 1, "gid": 2, "size": 1 << 40, "blocks": 8,
-        "atime": 1_500_000_000, "mtime": 2_000_000_001, "ctime": -1, "btime": 4_000_000_004, "valid": 1.5,
+        "ino": ino, "mode": stat.S_IFREG | 0o644, "nlink": 2, "uid": 1, "gid": 2, "size": 1 << 40,
+        "blocks": 8, "atime": 1_500_000_000, "mtime": 2_000_000_001, "ctime": -1, "btime": 4_000_000_004,
+        "valid": 1.5,
     }  # fmt: skip
     return Attr(**(values | fields))  # type: ignore[arg-type]
 

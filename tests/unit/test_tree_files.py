@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from imagefs.errors import (
     Sealed,
     Stale,
 )
+from imagefs.images import drafts
 from imagefs.tree import NOW, SetAttr
 from imagefs.types import Ino, Status
 from tests.trees import ROOT, USER, Bench, bench
@@ -395,6 +397,31 @@ def test_sealing_by_attribute(tree: Bench) -> None:
     tree.seal(path)
     with pytest.raises(InvalidValue):
         tree.set("by-name", "user.imagefs.seal", "1")
+
+
+def test_why_a_draft_is_not_sealed(tree: Bench) -> None:
+    """S3, S14: `user.imagefs.seal_blocked` says why."""
+
+    def reason(path: str = "by-name/x") -> str | None:
+        return tree.find(path, "user.imagefs.seal_blocked")
+
+    handle = tree.create("by-name/x")
+    assert reason() is None, "it is being written"
+    tree.close(handle)
+    assert reason(), "it is blank"
+    tree.write("by-name/x", b"content")
+    assert reason() is None
+    tree.set("by-name/x", "user.imagefs.draft", "1")
+    assert "user.imagefs.draft" in (reason() or "")
+    tree.remove("by-name/x", "user.imagefs.draft")
+    tree.images.update_draft(tree.id("by-name/x"), drafts.blocked("the writer was killed"))
+    assert reason() == "the writer was killed"
+    tree.images.update_draft(tree.id("by-name/x"), drafts.blocked(None))
+    tree.images.update_draft(tree.id("by-name/x"), lambda draft: replace(draft, failed="the disk is full"))
+    assert reason() == "the disk is full"
+    tree.seal("by-name/x")
+    assert reason() is None
+    assert reason(tree.mkdir()) is None
 
 
 def test_a_record_is_carried_over_by_its_attributes(tree: Bench) -> None:

@@ -206,9 +206,6 @@ def test_controls() -> None:
     pinned = xattrs.changed(SEALED, b"user.imagefs.pinned", b"true")
     assert xattrs.read(pinned, b"user.imagefs.pinned") == b"1"
     assert xattrs.changed(pinned, b"user.imagefs.pinned", b"0") == SEALED
-    assert xattrs.read(DRAFT, b"user.imagefs.seal_blocked") is None
-    blocked = replace(DRAFT, draft=Draft(gen=1, blocked="blank"))
-    assert xattrs.read(blocked, b"user.imagefs.seal_blocked") == b"blank"
     assert xattrs.read(SEALED, b"user.imagefs.layout") == b"plain"
 
 

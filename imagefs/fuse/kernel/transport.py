@@ -22,7 +22,7 @@ class KernelTransport:
     """Serves a tree on a /dev/fuse descriptor whose INIT the supervisor has answered.
 
     `connection` names the kernel's connection in the open table and the reply slots; `session` this mount in
-    the change log; `incarnation` counts the connection's earlier workers. Rows of the change log go to `notifier.push`.
+    the change log, whose rows go to `notifier.push`; `incarnation` counts the connection's earlier workers.
     """
 
     def __init__(

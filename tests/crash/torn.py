@@ -1,0 +1,34 @@
+"""A process that dies while it stores an object, on a store that is not atomic: part of it has the name then.
+
+python -m tests.crash.torn REPOSITORY IMAGE PREFIX NTH AMOUNT
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from uuid import UUID
+
+from imagefs.stores import Fault, Kind, Step
+from tests.crash.steps import END
+from tests.crash.workload import make_small
+from tests.repositories import opened
+
+
+def main() -> None:
+    path, image, prefix, nth, amount = sys.argv[1:]
+    make_small()
+    with opened(Path(path)) as it:
+        it.plan.add(Fault("put", Kind.TORN, int(nth), prefix, int(amount)))
+        it.plan.on_step = die
+        it.images.seal(UUID(image))
+
+
+def die(step: Step) -> None:
+    if step.moment == "torn":
+        os._exit(END)
+
+
+if __name__ == "__main__":
+    main()
