@@ -50,7 +50,7 @@ class Catalog:
 
         self.counters = Counters(env)
         self.sessions = Sessions(env, self.counters, clock)
-        self.log = Log(env, self.counters, self.sessions)
+        self.log = Log(env, self.counters, self.sessions, clock)
         self.packs = Packs(env, self.counters, self.sessions, clock)
         self.maps = Maps(env, self.packs)
         self.checkpoints = Checkpoints(env, self.counters, self.sessions, self.packs, self.maps)

@@ -27,13 +27,14 @@ class ImageRows:
         self._inos = env.table(schema.BY_INO.name)
         self._entries = env.table(schema.ENTRY.name)
 
-    def store(self, txn: Txn, old: Image | None, new: Image | None) -> None:
-        """Puts `new` in the place of `old`; None for a row that comes or goes.
+    def store(self, txn: Txn, old: Image | None, new: Image | None) -> bytes:
+        """Puts `new` in the place of `old`; None for a row that comes or goes. Returns the row's value.
 
         NotText or InvalidValue for a record that cannot be written: nothing is.
         """
+        value = records.encode(new) if new is not None else b""
         if new is not None:
-            txn.put(new.id.bytes, records.encode(new), db=self._images)
+            txn.put(new.id.bytes, value, db=self._images)
         elif old is not None:
             txn.delete(old.id.bytes, db=self._images)
         self._indexes.change(txn, old, new)
@@ -54,6 +55,7 @@ class ImageRows:
             self._maps.release(map_id)
         if old is not None and old.draft is not None and (new is None or _gen(new) != old.draft.gen):
             self._checkpoints.end_draft(old.id, old.draft)
+        return value
 
     def entry_for(self, txn: Txn, new: Image, old: Image | None) -> bytes | None:
         """The entry by S6: kept while the name is, else the first spelling that is free."""

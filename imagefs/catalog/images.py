@@ -163,10 +163,11 @@ class Images:
                 raise Exists(f"There is an image {image.id} already.")
             for map_id in steps.maps_of(image):
                 self._maps.info(map_id)
-            new = self._numbered(self.timed(image))
-            new = replace(new, entry=self._rows.entry_for(txn, new, None))
-            self._rows.store(txn, None, new)
-            self._log.append(op, new, None, self._clock())
+            dir_ino, data_ino = self._numbers(image)
+            entry = self._rows.entry_for(txn, image, None)
+            new = replace(self.timed(image), dir_ino=dir_ino, data_ino=data_ino, entry=entry)
+            value = self._rows.store(txn, None, new)
+            self._log.append(op, value, new, None)
         return new
 
     def update(self, image_id: UUID, change: Callable[[Image], Image], op: Op = Op.UPDATE) -> Image:
@@ -189,9 +190,9 @@ class Images:
             for map_id in steps.maps_of(new):
                 self._maps.info(map_id)
             new = steps.touched(old, new, self._clock())
-            new = replace(new, entry=self._rows.entry_for(txn, new, old))
-            self._rows.store(txn, old, new)
-            self._log.append(op, new, old, self._clock())
+            if (entry := self._rows.entry_for(txn, new, old)) != new.entry:
+                new = replace(new, entry=entry)
+            self._log.append(op, self._rows.store(txn, old, new), new, old)
         return new
 
     def rename(self, image_id: UUID, entry: bytes, victim: UUID | None = None) -> Image:
@@ -213,8 +214,7 @@ class Images:
                 self.unlink(owner)
             new = steps.touched(old, replace(old, name=name), self._clock())
             new = replace(new, entry=entry if steps.shown(new) else None)
-            self._rows.store(txn, old, new)
-            self._log.append(Op.RENAME, new, old, self._clock())
+            self._log.append(Op.RENAME, self._rows.store(txn, old, new), new, old)
         return new
 
     def replace(self, image_id: UUID, victim: UUID) -> Image:
@@ -234,8 +234,7 @@ class Images:
         with self._env.write() as txn:
             old = self.get(image_id)
             new = steps.touched(old, replace(old, status=Status.DELETED, entry=None), self._clock())
-            self._rows.store(txn, old, new)
-            gen = self._log.append(Op.DELETE, new, old, self._clock())
+            gen = self._log.append(Op.DELETE, self._rows.store(txn, old, new), new, old)
             txn.put(schema.U64.pack(gen) + image_id.bytes, b"", db=self._unlinked)
         return new
 
@@ -256,7 +255,7 @@ class Images:
         with self._env.write():
             image = self.get(image_id, deleted=True)
             if image.status != Status.DELETED:
-                self._log.append(op, image, image, self._clock())
+                self._log.append(op, records.encode(image), image, image)
 
     def timed(self, image: Image) -> Image:
         """The record with the present time where it has none."""
@@ -275,15 +274,12 @@ class Images:
             raise NotFound(f"There is no image {image_id}.")
         return raw
 
-    def _numbered(self, image: Image) -> Image:
-        """With inode numbers: three in a row for the directory, its metadata.json and the data."""
+    def _numbers(self, image: Image) -> tuple[int, int]:
+        """(dir_ino, data_ino): three in a row for the directory, its metadata.json and the data, if not given."""
         if not image.dir_ino and not image.data_ino:
             first = self._counters.take("ino", 3)
-            return replace(image, dir_ino=first, data_ino=first + 2)
-        image = replace(
-            image,
-            dir_ino=image.dir_ino or self._counters.take("ino", 2),
-            data_ino=image.data_ino or self.new_ino(),
-        )
-        self._counters.set("ino", max(self._counters.get("ino"), image.dir_ino + 2, image.data_ino + 1))
-        return image
+            return first, first + 2
+        dir_ino = image.dir_ino or self._counters.take("ino", 2)
+        data_ino = image.data_ino or self.new_ino()
+        self._counters.set("ino", max(self._counters.get("ino"), dir_ino + 2, data_ino + 1))
+        return dir_ino, data_ino

@@ -65,25 +65,29 @@ class Log:
     """Each method is one transaction, or joins the thread's open one. Rows are appended by the other
     tables."""
 
-    def __init__(self, env: Environment, counters: Counters, sessions: Sessions) -> None:
+    def __init__(
+        self, env: Environment, counters: Counters, sessions: Sessions, clock: Callable[[], int]
+    ) -> None:
         self._env = env
         self._counters = counters
         self._sessions = sessions
+        self._clock = clock
         self._rows = env.table(schema.LOG.name)
         self.origin = UUID(int=0)
         """Session named in the rows that this process writes."""
         self.on_append: Callable[[], None] = lambda: None
         """Called once after the commit of a transaction that appended rows."""
 
-    def append(self, op: Op, record: Image, old: Image | None, now_ns: int) -> int:
-        """Adds the row of a change and returns its generation; part of the change's transaction."""
+    def append(self, op: Op, value: bytes, record: Image, old: Image | None) -> int:
+        """Adds the row of a change to `record` (`value` as in images) from `old`, part of the change's
+        transaction. Returns its generation."""
         old_entry = (old.entry if old else None) or b""
         ino = old.data_ino if old else 0
-        head = (op, record.id.bytes, self.origin.bytes, now_ns, ino, len(old_entry))
+        head = schema.LOG_ROW.pack(op, record.id.bytes, self.origin.bytes, self._clock(), ino, len(old_entry))
         with self._env.write() as txn:
             gen = self._counters.next_gen()
-            value = b"".join((schema.LOG_ROW.pack(*head), old_entry, records.encode(record)))
-            txn.put(schema.U64.pack(gen), value, append=True, db=self._rows)
+            key = schema.U64.pack(gen)
+            txn.put(key, b"".join((head, old_entry, value)), append=True, db=self._rows)
             self._counters.set("logged", gen)
             self._env.after_commit(self.on_append)
         return gen

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
-from imagefs.catalog import LogRow
+from imagefs.catalog import LogRow, Op
 from imagefs.errors import Busy, ImagefsError, NotFound, SealCancelled
 from imagefs.images import recovery
 from imagefs.images.arming import seal_due
 from imagefs.images.gc import PENDING_DELETE_S, Collector
-from imagefs.images.hashtask import fill_in_hashes
+from imagefs.images.hashtask import fill_in_hashes, needs_hashes
 from imagefs.images.listing import with_status
 from imagefs.images.service import Images
 from imagefs.types import Image, Status
@@ -77,6 +77,8 @@ class Janitor:
         for row in rows:
             if row.record.status == Status.SAVING:
                 self._look_at(row.record)
+            elif row.op in (Op.SEAL, Op.CLONE) and self._lock_fd >= 0:
+                self._hash_later(row.record)
             elif row.record.status in (Status.DELETED, Status.PENDING_DELETE, Status.QUEUED):
                 self._next["gc"] = 0.0
 
@@ -110,8 +112,8 @@ class Janitor:
         self._lock_fd = fd
         recovery.recover(self._repo, self._collector)
         self._look_at_all()
-        for image in recovery.without_hashes(self._repo):
-            self._hashes.submit(self._fill_in, image.id)
+        for image in with_status(self._repo.catalog, Status.ACTIVE):
+            self._hash_later(image)
         return True
 
     def _tick(self) -> None:
@@ -167,12 +169,14 @@ class Janitor:
                     raise SealCancelled(f"Image {image_id} is being written again.")
 
         try:
-            image = self._images.seal(image_id, before_commit=settle)
+            self._images.seal(image_id, before_commit=settle)
         except (SealCancelled, NotFound, Busy) as error:
             log.info("%s", error)
         except (ImagefsError, OSError) as error:
             log.warning("sealing image %s failed: %s", image_id, error)
-        else:
+
+    def _hash_later(self, image: Image) -> None:
+        if needs_hashes(image):
             with contextlib.suppress(RuntimeError):  # stopping
                 self._hashes.submit(self._fill_in, image.id)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from uuid import UUID
 
@@ -71,10 +70,3 @@ def _is_named(repo: Repository, image_id: UUID, gen: int) -> bool:
     if needs_hashes(image) and image.draft_gen == gen:
         return True
     return any(sibling.gen == gen for sibling in repo.catalog.siblings.list(image.id))
-
-
-def without_hashes(repo: Repository) -> Iterator[Image]:
-    """Active images whose whole-file hashes are still to be computed."""
-    for image in with_status(repo.catalog, Status.ACTIVE):
-        if needs_hashes(image):
-            yield image

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -53,10 +54,16 @@ class Repository:
 
     @classmethod
     def create(cls, path: Path, config: Config) -> None:
-        """Makes an empty repository in `path`, a directory that is empty or not there. Raises Exists."""
+        """Makes an empty repository in `path`, a directory that is empty or not there. Raises Exists.
+
+        What a creation left that was interrupted, so that nothing can be in it yet, is cleared away.
+        """
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        there = {entry.name for entry in path.iterdir()} - {"lost+found"}
+        if not there <= {*DIRECTORIES, "catalog", f"{superblocks.OBJECT_NAME}.tmp"}:
             raise Exists(f"{path} is not empty: it cannot become a repository.")
+        for name in there:
+            (path / name).unlink() if (path / name).is_file() else shutil.rmtree(path / name)
         for name in DIRECTORIES:
             (path / name).mkdir(mode=0o700)
         superblock = Superblock.new(uuid4(), sampling=config.sampling)

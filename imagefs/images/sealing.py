@@ -29,7 +29,6 @@ from imagefs.errors import (
     SealBlocked,
     SealCancelled,
 )
-from imagefs.formats import detect
 from imagefs.images.hashing import hashes
 from imagefs.images.ingest import WINDOW, Ingest, Stored
 from imagefs.images.repository import Repository
@@ -171,6 +170,9 @@ class Sealer:
 
     def _fields(self, work: Sealing, ingest: Ingest) -> dict[str, object]:
         """What sealing adds to the record; raises Mismatch when it is not what was declared."""
+        # Here, because it imports all of oslo.utils: 90 ms that `imagefs clone` does not have.
+        from imagefs.formats import detect
+
         image, expected = work.image, work.draft.expected
         found = detect.inspect(lambda offset, length: os.pread(work.fd, length, offset), work.size)
         fields: dict[str, object] = {

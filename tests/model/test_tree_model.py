@@ -425,7 +425,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert self.tree.read(name) == image.content
 
 
-TreeMachine.TestCase.settings = settings(stateful_step_count=40)
+TreeMachine.TestCase.settings = settings(stateful_step_count=30)
 TestTree = TreeMachine.TestCase
 
 
