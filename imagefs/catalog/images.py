@@ -275,7 +275,7 @@ class Images:
         return raw
 
     def _numbers(self, image: Image) -> tuple[int, int]:
-        """(dir_ino, data_ino): three in a row for the directory, its metadata.json and the data, if not given."""
+        """(dir_ino, data_ino): if not given, three in a row for directory, metadata.json and data."""
         if not image.dir_ino and not image.data_ino:
             first = self._counters.take("ino", 3)
             return first, first + 2

@@ -108,8 +108,7 @@ class Packs:
     def reserve(
         self, image_id: UUID, kind: PackKind = PackKind.PACK, count: int = 64
     ) -> list[tuple[int, bytes]]:
-        """T1: `count` new (number, name16), pend and owned by the image. Names are random, never used
-        again. NoSpace."""
+        """The part of T1 that only the table of packs knows: `Seals.reserve` is the guarded whole."""
         names = [os.urandom(16) for _ in range(count)]
         with self._env.write():
             return [(self.reserve_named(image_id, kind, name), name) for name in names]

@@ -17,7 +17,7 @@ from imagefs.catalog.packs import Packs
 from imagefs.catalog.queries import Query
 from imagefs.catalog.sessions import Sessions
 from imagefs.catalog.siblings import Siblings
-from imagefs.errors import Busy, InvalidValue, NotFound, PacksGone, SealCancelled
+from imagefs.errors import Busy, InvalidValue, NotFound, PacksGone, SealBlocked, SealCancelled
 from imagefs.types import ZERO_PACK, Cookie, Image, Status
 
 _DATA_FIELDS = (
@@ -91,12 +91,12 @@ class Seals:
     def claim(self, image_id: UUID, session: UUID, now_ns: int) -> Seal:
         """Makes `session` the draft's sealer; goes on from the last checkpoint.
 
-        NotFound; InvalidValue unless saving; Busy while another session that still has a row is the sealer.
+        NotFound; SealBlocked unless saving; Busy while another session that still has a row is the sealer.
         """
         with self._env.write():
             image = self._images.get(image_id)
             if image.draft is None:
-                raise InvalidValue(f"Image {image_id} is {image.status}: it has no draft to seal.")
+                raise SealBlocked(f"Image {image_id} is {image.status}: it has no draft to seal.")
             sealer = image.draft.sealer
             if sealer not in (None, session) and self._sessions.exists(sealer):
                 raise Busy(f"Image {image_id} is being sealed by session {sealer}.")
@@ -125,6 +125,16 @@ class Seals:
                 self._checkpoints.put(image_id, row)
             self._images.update(image_id, lambda image: _with_draft(image, complete=cookie), Op.DRAFT)
             return self._seal(image_id, row)
+
+    def reserve(self, image_id: UUID, session: UUID, count: int = 64) -> list[tuple[int, bytes]]:
+        """T1: `count` new (number, name16) of packs, pend and owned by the image. Names are never used again.
+
+        SealCancelled unless `session` is the sealer: what another one reserves would be taken for this
+        one's, and what an image without a draft reserves for nobody's.
+        """
+        with self._env.write():
+            self._claimed(image_id, session)
+            return self._packs.reserve(image_id, count=count)
 
     def checkpoint(
         self, image_id: UUID, session: UUID, cookie: Cookie, next_offset: int,

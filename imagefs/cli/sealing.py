@@ -15,7 +15,7 @@ from imagefs.cli.output import say
 from imagefs.cli.progress import progress
 from imagefs.cli.settings import Settings, pass_settings, repo_option
 from imagefs.cli.working import opened_for_data
-from imagefs.errors import Busy, ImagefsError, Mismatch, SealBlocked, TimedOut
+from imagefs.errors import ImagefsError, Mismatch, SealBlocked, TimedOut
 from imagefs.images.arming import blocked_reason
 from imagefs.images.hashtask import fill_in_hashes
 from imagefs.images.repository import Repository
@@ -114,14 +114,8 @@ def seal(images: Images, image: Image) -> Image:
 
     A draft that another process is sealing already is waited for.
     """
-    try:
-        with _sealing_shown(images.repo, image):
-            sealed = images.seal(image.id)
-    except Busy:
-        if images.repo.opens.writers(image.data_ino):
-            raise
-        _wait(images.repo, image, None)
-        sealed = images.get(image.id)
+    with _sealing_shown(images.repo, image):
+        sealed = images.seal(image.id)
     if (sealed.size or 0) - sealed.allocated <= HOLES_HASHED:
         fill_in_hashes(images.repo, sealed.id, lambda: False)
         sealed = images.get(image.id)

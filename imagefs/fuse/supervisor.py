@@ -15,14 +15,15 @@ WORKER is the worker's command line. With the kernel transport these words are a
     --minor N --max-write N --init-flags N    what INIT agreed on (kernel.init.Negotiated)
     --incarnation N      how many workers the connection has had before; above 0 the worker has to
                          restore the open files, and begins by having requests sent again
-    --ready-fd N         first worker only: it writes `ready`, or a sentence about what
-                         went wrong, and closes it
+    --ready-fd N         a pipe: it writes `ready` when it serves, or a sentence about what went wrong,
+                         and closes it
 
 and with the portable transport --lock-fd and --ready-fd alone. Standard error is the supervisor's own.
 
 A worker ends with 0 when the mount is gone, with EXIT_DRAINED when it stopped on SIGTERM for another to take
 over, with EXIT_HOPELESS when no other one could do better (the catalog cannot be opened). After anything else
-another one is started. The supervisor ends with 0 after an unmount, else with 1.
+another one is started, until `restarts` says that it is no use. The supervisor ends with 0 after an unmount,
+else with 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ import os
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,13 @@ from imagefs.errors import Busy, ImagefsError, MountFailed
 from imagefs.fuse import mounting, mounts
 from imagefs.fuse.kernel import init
 from imagefs.fuse.kernel.init import Negotiated
+from imagefs.fuse.restarts import Restarts
 
 log = logging.getLogger(__name__)
 
 EXIT_DRAINED = 3
 EXIT_HOPELESS = 4
 READY = "ready"
-MOST_DEATHS = 10
-WITHIN_S = 60.0
-"""So many deaths within this time, and the mount is given up."""
-LONGEST_PAUSE_S = 1.0
 GRACE_S = 10.0
 """How long a worker may take to answer what it has read when the supervisor is told to end."""
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -84,7 +81,10 @@ class Supervisor:
         self._connection = 0
         self._id = uuid4()
         self._pid = 0
-        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self._started = 0.0
+        self._ready = -1
+        """Where the worker says that it serves; the first one says it to whoever started the supervisor."""
+        self._restarts = Restarts()
 
     def run(self, ready_fd: int | None) -> int:
         """Mounts and serves until unmounted; the exit status. Raises MountFailed when it cannot begin.
@@ -106,10 +106,12 @@ class Supervisor:
     def _run_workers(self, ready_fd: int | None) -> int:
         incarnation = 0
         while True:
+            if ready_fd is None:
+                self._ready, ready_fd = os.pipe()
+                os.set_blocking(self._ready, False)
             self._start(incarnation, ready_fd)
-            if ready_fd is not None:
-                os.close(ready_fd)
-                ready_fd = None
+            os.close(ready_fd)
+            ready_fd = None
             status = self._wait()
             if status is None:
                 return self._stop()
@@ -169,8 +171,8 @@ class Supervisor:
 
     # -- the worker ----------------------------------------------------------------------------
 
-    def _start(self, incarnation: int, ready_fd: int | None) -> None:
-        inherited = {"--lock-fd": self.plan.lock_fd}
+    def _start(self, incarnation: int, ready_fd: int) -> None:
+        inherited = {"--lock-fd": self.plan.lock_fd, "--ready-fd": ready_fd}
         words: list[str] = []
         if self._agreed is not None:
             inherited["--device-fd"] = self._device
@@ -178,13 +180,13 @@ class Supervisor:
             words = ["--connection", str(self._id), "--incarnation", str(incarnation)]
             words += ["--minor", str(agreed.minor), "--max-write", str(agreed.max_write)]
             words += ["--init-flags", str(int(agreed.flags))]
-        if ready_fd is not None:
-            inherited["--ready-fd"] = ready_fd
         for option, fd in inherited.items():
             words += [option, str(fd)]
             os.set_inheritable(fd, True)
         command = [*self.plan.worker, *words]
-        self._pid = os.posix_spawn(command[0], command, os.environ, setsigmask=())
+        # A process group of its own: Ctrl-C in a terminal is for the supervisor.
+        self._pid = os.posix_spawn(command[0], command, os.environ, setsigmask=(), setpgroup=0)
+        self._started = time.monotonic()
 
     def _wait(self) -> int | None:
         """The worker's exit status, negative for a signal; None when the supervisor is told to end."""
@@ -193,32 +195,42 @@ class Supervisor:
             info = signal.sigtimedwait(WATCHED, 1.0)
             if info is not None and info.si_signo in STOP:
                 return None
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if pid:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == self._pid:
                 return os.waitstatus_to_exitcode(status)
             # A thread that waits in the kernel for the answer of its own process keeps a killed worker from
-            # ever being reaped. The next worker's answer lets it go.
+            # ever being reaped. The next worker's answer lets it go, and then it is reaped here.
             half_dead = half_dead + 1 if _is_zombie(self._pid) else 0
             if half_dead > 1:
                 return -signal.SIGKILL
 
     def _hopeless(self, status: int) -> str:
         """Why no other worker is started after one that ended so; empty if one is, after a pause."""
+        served = self._served()
         if status == EXIT_DRAINED:
             return ""
         if self._agreed is None or status == EXIT_HOPELESS:
             return f"its worker {_ended(status)}"
         if not self._agreed.resend:
             return f"its worker {_ended(status)}, and this kernel (before 6.9) cannot send requests again"
-        now = time.monotonic()
-        self._deaths.append(now)
-        recent = sum(now - death < WITHIN_S for death in self._deaths)
-        if recent >= MOST_DEATHS:
-            return f"its worker {_ended(status)}, the {recent}th time within {WITHIN_S:.0f} s"
+        pause = self._restarts.pause(served=served, lived_s=time.monotonic() - self._started)
+        if pause is None:
+            return f"its worker {_ended(status)}, as those before it did"
         log.warning("worker %d of %s %s; starting another", self._pid, self.plan.mountpoint, _ended(status))
-        pause = 0.0 if recent == 1 else min(0.05 * 2**recent, LONGEST_PAUSE_S)
         time.sleep(pause)
         return ""
+
+    def _served(self) -> bool:
+        """Whether the worker that ended had begun to serve; not known of the first one."""
+        if self._ready < 0:
+            return False
+        try:
+            return os.read(self._ready, 4096) == READY.encode()
+        except BlockingIOError:  # a process that it started has the pipe still open
+            return False
+        finally:
+            os.close(self._ready)
+            self._ready = -1
 
     def _worker_ends(self, within: float) -> bool:
         deadline = time.monotonic() + within

@@ -28,3 +28,8 @@ def blocked(reason: str | None) -> Change:
 def marked(mark: bool) -> Change:
     """`user.imagefs.draft` set or removed."""
     return lambda draft: replace(draft, marked=mark)
+
+
+def hurried(draft: Draft) -> Draft:
+    """Settled as of now, if it is closed at all: who waits to commit it goes on at once."""
+    return draft if draft.released_ns is None else replace(draft, released_ns=0)

@@ -158,18 +158,21 @@ class Janitor:
             early = self._settle_s - min(self._settle_s / 4, 0.2)
             self._due[image_id] = now + max(wait_s - early, 0.0) if wait_s > early else now + RETRY_S
         if wait_s <= early:
-            self._running[image_id] = self._pool.submit(self._seal, image_id, now + wait_s)
+            self._running[image_id] = self._pool.submit(self._seal, image_id)
 
-    def _seal(self, image_id: UUID, not_before: float) -> None:
+    def _seal(self, image_id: UUID) -> None:
         def settle() -> None:
-            while time.monotonic() < not_before:
-                if self._stop.wait(min(TICK_S, not_before - time.monotonic())):
-                    raise SealCancelled("The mount is ending; the draft is sealed at the next start.")
-                if seal_due(self._repo, self._repo.catalog.images.get(image_id), self._settle_s) is None:
+            while True:
+                wait_s = seal_due(self._repo, self._repo.catalog.images.get(image_id), self._settle_s)
+                if wait_s is None:
                     raise SealCancelled(f"Image {image_id} is being written again.")
+                if wait_s <= 0:
+                    return
+                if self._stop.wait(min(TICK_S, wait_s)):
+                    raise SealCancelled("The mount is ending; the draft is sealed at the next start.")
 
         try:
-            self._images.seal(image_id, before_commit=settle)
+            self._images.sealer.seal(image_id, before_commit=settle)
         except (SealCancelled, NotFound, Busy) as error:
             log.info("%s", error)
         except (ImagefsError, OSError) as error:

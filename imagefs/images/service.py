@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 from imagefs.catalog import Op
-from imagefs.errors import Exists, InvalidValue, Protected, Refused, Sealed
+from imagefs.errors import Busy, Exists, InvalidValue, Protected, Refused, Sealed
+from imagefs.images import drafts
 from imagefs.images.drafts import Change
 from imagefs.images.fields import check_collections
 from imagefs.images.repository import Repository
 from imagefs.images.sealing import Sealer
 from imagefs.types import Draft, Image, Status, Visibility
+
+POLL_S = 0.05
+SEALED_ELSEWHERE_S = 3600.0
+"""Longest wait for another process that is sealing the same draft; it may be storing 1 TiB."""
 
 
 class Images:
@@ -23,7 +30,7 @@ class Images:
     def __init__(self, repo: Repository) -> None:
         self.repo = repo
         self._catalog = repo.catalog
-        self._sealer = Sealer(repo)
+        self.sealer = Sealer(repo)
 
     def get(self, image_id: UUID) -> Image:
         """The record; NotFound for an unknown or deleted image."""
@@ -127,9 +134,23 @@ class Images:
         """Size, times and blocks of the image's draft; None without one."""
         return self.repo.staging.stat(image.id, image.draft.gen) if image.draft else None
 
-    def seal(self, image_id: UUID, *, before_commit: Callable[[], None] = lambda: None) -> Image:
-        """Seals the draft now; see Sealer.seal for what it raises."""
-        return self._sealer.seal(image_id, before_commit=before_commit)
+    def seal(self, image_id: UUID) -> Image:
+        """Seals the draft now; see Sealer.seal for what it raises.
+
+        A draft that settles while another sealer has stored it already is committed by that one at once.
+        """
+        deadline = time.monotonic() + SEALED_ELSEWHERE_S
+        while True:
+            try:
+                return self.sealer.seal(image_id)
+            except Busy:
+                image = self.get(image_id)
+                sealer = image.draft.sealer if image.draft else None
+                if sealer is None or self.repo.opens.writers(image.data_ino) or time.monotonic() > deadline:
+                    raise
+            with contextlib.suppress(Sealed):
+                self.update_draft(image_id, drafts.hurried)
+            time.sleep(POLL_S)
 
     # -- ends and copies ---------------------------------------------------------------------------
 

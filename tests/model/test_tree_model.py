@@ -396,7 +396,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def images_agree(self) -> None:
-        for image in list(getattr(self, "images", {}).values())[-4:]:
+        for image in list(getattr(self, "images", {}).values())[-2:]:
             self.agrees(image)
 
     @invariant()
@@ -425,7 +425,9 @@ class TreeMachine(RuleBasedStateMachine):
             assert self.tree.read(name) == image.content
 
 
-TreeMachine.TestCase.settings = settings(stateful_step_count=30)
+TreeMachine.TestCase.settings = settings(
+    max_examples=settings().max_examples * 2 // 3, stateful_step_count=30
+)
 TestTree = TreeMachine.TestCase
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from imagefs.catalog import Catalog, Op, PackDone, PackKind, PackState
-from imagefs.errors import Busy, Exists, InvalidValue, NotFound, PacksGone, SealCancelled
+from imagefs.errors import Busy, Exists, InvalidValue, NotFound, PacksGone, SealBlocked, SealCancelled
 from imagefs.types import BLOCK, ZERO_PACK, Extent, Image, Status
 from tests.catalogs import (
     BLOCKS,
@@ -116,10 +116,26 @@ def test_claim_has_one_owner(catalog: Catalog) -> None:
     assert catalog.seals.claim(image.id, second, 0).map_id == seal.map_id
     catalog.seals.abandon(image.id, second, None)
     assert catalog.seals.claim(image.id, session(catalog), 0).map_id == seal.map_id
-    with pytest.raises(InvalidValue):
+    with pytest.raises(SealBlocked):
         catalog.seals.claim(catalog.images.add(Image(id=uuid4())).id, second, 0)
     with pytest.raises(NotFound):
         catalog.seals.claim(uuid4(), second, 0)
+
+
+def test_only_the_sealer_reserves(catalog: Catalog) -> None:
+    """Names that a sealer reserves after it was replaced would be taken for never put ones of the next."""
+    first, second, image = session(catalog), session(catalog), draft(catalog)
+    with pytest.raises(SealCancelled):
+        catalog.seals.reserve(image.id, first)
+    catalog.seals.claim(image.id, first, 0)
+    assert len(catalog.seals.reserve(image.id, first, count=3)) == 3
+    catalog.sessions.reap(first)
+    catalog.seals.claim(image.id, second, 0)
+    with pytest.raises(SealCancelled):
+        catalog.seals.reserve(image.id, first)
+    catalog.images.unlink(image.id)
+    with pytest.raises(SealCancelled):
+        catalog.seals.reserve(image.id, second)
 
 
 def test_abandon_says_why(catalog: Catalog) -> None:

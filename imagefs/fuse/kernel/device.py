@@ -61,7 +61,7 @@ def _resident(size: int) -> mmap.mmap:
     """Memory that the kernel can copy a request to without a page fault.
 
     A thread of a worker that is being killed may still take a request off the queue. In a page that is not
-    there, or that a fork made copy-on-write, the kernel then cannot put it, and gives EIO to the caller instead
+    there, or that a fork made copy-on-write, the kernel cannot put it then, and the caller gets EIO instead
     of sending it again (seen in 3 of 22 kills with untouched buffers, in none with these).
     """
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
