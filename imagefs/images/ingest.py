@@ -127,7 +127,7 @@ class Ingest:
 
     def _begin(self) -> _Open:
         if not self._names:
-            self._names.extend(self._repo.catalog.packs.reserve(self._image_id))
+            self._names.extend(self._repo.catalog.seals.reserve(self._image_id, self._repo.session.id))
         self._open = _Open(*self._names.popleft())
         return self._open
 

@@ -38,7 +38,7 @@ class LogFlusher:
 
     def flush(self) -> None:
         """Puts every row that no log object has yet, by whatever process; returns when they are durable."""
-        if self._catalog.log.flushed() >= self._catalog.generation():
+        if self._catalog.log.flushed() >= self._catalog.log.newest():
             return
         with self._locked():
             for batch in _batches(self._catalog.log.unflushed()):

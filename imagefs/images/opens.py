@@ -160,6 +160,8 @@ class OpenFiles:
         known = self.get(fh)
         if known is not None:
             return known
+        if flags & os.O_TRUNC and not is_writable(flags):
+            self.truncate(ino, 0, caller)
         node = self._enter(ino)
         try:
             with node.lock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from imagefs.errors import (
     Damaged,
     Mismatch,
     NoSpace,
+    NotFound,
     PacksGone,
     SealBlocked,
     SealCancelled,
@@ -86,7 +87,6 @@ class Sealer:
             ended = True
         except Mismatch as error:
             self._kill(image_id, str(error))
-            ended = True
             raise
         except (NoSpace, BackendFailed, Damaged, Busy, OSError) as error:
             reason = str(error)
@@ -207,7 +207,7 @@ class Sealer:
         repo, image, seal = self._repo, work.image, work.seal
         rows = ingest.maps.rows()
         used = maprows.packs_of(rows)
-        names = {no: repo.catalog.packs.get(no).name16 for no in used}
+        names = self._names(used)
         record = replace(
             image, status=Status.ACTIVE, draft=None, map_uuid=seal.map_uuid, size=work.size, **fields  # type: ignore[arg-type]
         )
@@ -233,6 +233,17 @@ class Sealer:
         )
         repo.index_packs(stored)
         return sealed
+
+    def _names(self, packs: Iterable[int]) -> dict[int, bytes]:
+        names, gone = {}, set()
+        for no in packs:
+            try:
+                names[no] = self._repo.catalog.packs.get(no).name16
+            except NotFound:  # a gc was quicker than this seal
+                gone.add(no)
+        if gone:
+            raise PacksGone(frozenset(gone))
+        return names
 
     def _again(self, work: Sealing, ingest: Ingest, gone: frozenset[int]) -> list[Stored]:
         """Stores anew the blocks that the map finds in packs which are gone; the staging file has them."""

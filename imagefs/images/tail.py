@@ -87,5 +87,8 @@ class LogTail:
         except NotFound:
             log.error("session %s was reaped: it acknowledges nothing any more", self._repo.session.id)
             self._stop = True
+        # Closed between the look and the hold: nobody else would let go of it.
+        for image_id in held - (self._opens.held() if self._opens else set()):
+            self._repo.catalog.sessions.release_hold(image_id, self._repo.session.id)
         self._acked = self._gen
         self._deleted.clear()

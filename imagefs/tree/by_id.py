@@ -135,17 +135,6 @@ class ImageDirectory(Directory):
             else:
                 self._make_sibling(name, mode, caller)
 
-    def make_open_file(self, name: bytes, flags: int, mode: int, caller: Caller, fh: int) -> Handle:
-        """The same, open."""
-        attrs = self._attrs()
-        if name != DATA or attrs.entry is None or attrs.status != Status.QUEUED:
-            return super().make_open_file(name, flags, mode, caller, fh)
-        # by-name/ shows this inode already, so it may be open: then the open files' lock comes first, and
-        # the transaction in which the draft begins inside it.
-        self.context.images.update(self.image_id, lambda image: replace(image, mode=mode))
-        writing = flags if is_writable(flags) else flags | os.O_RDWR
-        return self.context.open_files.open(attrs.data_ino, writing, caller, fh)
-
     def remove_file(self, name: bytes) -> None:
         """`data`: see S1 and S7. metadata.json: nothing happens, so that `rm -r` works."""
         if name == METADATA:

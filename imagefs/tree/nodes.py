@@ -163,16 +163,6 @@ class Directory(Node):
         self.require_absent(name)
         raise Refused("Files are made in by-name/ and in images/<id>/ only.")
 
-    def make_open_file(self, name: bytes, flags: int, mode: int, caller: Caller, fh: int) -> Handle:
-        """Makes an empty file and opens it, in one transaction. Exists."""
-        try:
-            with self.context.catalog.transaction():
-                self.make_file(name, mode, caller)
-                return self.context.open_files.open(self.lookup(name).ino, flags, caller, fh, fresh=True)
-        except BaseException:
-            self.context.open_files.release(fh)
-            raise
-
     def remove_file(self, name: bytes) -> None:
         """Takes a file's name away."""
         if self.lookup(name).is_dir:

@@ -117,17 +117,18 @@ class Tree:
 
         Asked again with an `fh` that is open it answers the same: a CREATE that came twice is done once.
         """
-        directory = self._directory(parent, name)
         known = self._open_files.get(fh)
         if known is not None:
             return self.attrs(known.ino), known
+        fresh = True
         try:
-            handle = directory.make_open_file(name, flags, mode, caller, fh)
+            ino = self.create(parent, name, mode, caller).ino
         except Exists:
             if flags & os.O_EXCL:
                 raise
-            return (attr := directory.lookup(name)), self.open(attr.ino, flags, caller, fh)
-        return self.attrs(handle.ino), handle
+            ino, fresh = self.lookup(parent, name).ino, False
+        handle = self.open(ino, flags, caller, fh, fresh=fresh)
+        return self.attrs(ino), handle
 
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         """Takes a file's name away (S7). NotFound, IsADirectory, Refused, Protected."""
@@ -162,11 +163,14 @@ class Tree:
 
     # -- open files --------------------------------------------------------------------------------
 
-    def open(self, ino: int, flags: int, caller: Caller, fh: int) -> Handle:
+    def open(self, ino: int, flags: int, caller: Caller, fh: int, *, fresh: bool = False) -> Handle:
         """The file as an open one, numbered `fh` until `release`; begins a draft where S1 says so.
 
+        `fresh`: the caller has just made it. Never inside a transaction: the open files' locks come first.
         Stale, IsADirectory, Sealed, Deactivated, Busy, Refused.
         """
+        if fresh:
+            return self._open_files.open(ino, flags, caller, fh, fresh=True)
         handle = self._node(ino).open(flags, caller, fh)
         if self._open_files.get(fh) is None:
             with self._lock:

@@ -24,8 +24,7 @@ def seal(path: Path) -> None:
 
 def sealed(mount: Mounted, name: str, content: bytes) -> Path:
     """An active image."""
-    path = mount.by_name / name
-    path.write_bytes(content)
+    path = draft(mount, name, content)
     seal(path)
     assert mount.image_status(path) == "active"
     return path
@@ -37,8 +36,10 @@ def by_id(mount: Mounted, path: Path) -> Path:
 
 
 def data(mount: Mounted, content: bytes) -> Path:
-    """A draft without a name, as images/<id>/data."""
+    """A draft with its mark and without a name, as images/<id>/data."""
     path = mount.new_directory() / "data"
+    os.mknod(path)
+    os.setxattr(path, "user.imagefs.draft", b"1")
     path.write_bytes(content)
     return path
 

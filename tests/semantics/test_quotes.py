@@ -39,7 +39,7 @@ def quotes() -> Iterator[tuple[str, int, str]]:
                     yield f"{file.name}::{node.name}", int(quoted[1]), plain(quoted[2])
 
 
-@pytest.mark.parametrize(("test", "number", "quote"), quotes())
+@pytest.mark.parametrize(("test", "number", "quote"), list(quotes()))
 def test_a_quote_is_in_the_readme(test: str, number: int, quote: str) -> None:
     assert quote in section(number), f"{test} quotes what S{number} does not say"
 

@@ -64,7 +64,7 @@ def test_states(mount: Mounted) -> None:
     assert os.listdir(directory) == ["metadata.json"]
     (directory / "data").write_bytes(b"s" * 9000)
     assert states() == ("saving", "saving")
-    seal(directory / "data")
+    mount.wait_status(directory / "data")
     assert states() == ("active", "active")
 
 
@@ -76,7 +76,7 @@ def test_unlinked_data(mount: Mounted) -> None:
     path.unlink()
     assert mount.image_status(path.parent) == "queued"
     path.write_bytes(b"sealed" * 1000)
-    seal(path)
+    mount.wait_status(path)
     path.unlink()
     assert mount.image_status(path.parent) == "pending_delete"
 
@@ -95,7 +95,9 @@ def test_a_draft_is_an_ordinary_file(mount: Mounted) -> None:
 
 
 def test_active_is_durable(mount: Mounted) -> None:
-    """S2: When `cp` returns, the bytes are as safe as after any `cp`; `active` means durable on the backend."""
+    """S2: When `cp` returns, the bytes are as safe as after any `cp`; `active` means durable on the
+    backend.
+    """
     source, path, out = mount.outside / "durable", mount.by_name / "durable", mount.outside / "durable-out"
     source.write_bytes(noise(MIB, 1))
     ok("cp", source, path)
@@ -181,7 +183,7 @@ def test_sealing_now(unmounted: Mounted) -> None:
         path.write_bytes(b"now" * 3000)
     ok("setfattr", "-n", "user.imagefs.seal", "-v", "1", one)
     assert mount.image_status(one) == "active"
-    mount.command("seal", "two")
+    mount.command("seal", "two", timeout=15)
     assert mount.image_status(two) == "active"
     os.setxattr(wrong, "user.image.size", b"1")
     fails("setfattr", "-n", "user.imagefs.seal", "-v", "1", wrong, says="Bad message")
@@ -207,7 +209,6 @@ def test_opening_cancels_a_seal(mount: Mounted) -> None:
         time.sleep(mount.settle + 0.5)
         assert mount.image_status(path) == "saving"
         file.write(b"more")
-    seal(path)
     mount.wait_status(path)
     assert path.stat().st_size == len(content) + 4
     assert path.read_bytes() == content + b"more"
@@ -239,7 +240,7 @@ def test_sealed_data_never_changes(mount: Mounted, tmp_path: Path) -> None:
     ok("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", path, overlay)
     ok("qemu-io", "-f", "qcow2", "-c", "write -P 9 1M 4k", overlay)
     for name in (path, by_id(mount, path) / "data"):
-        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND):
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_APPEND):
             with pytest.raises(PermissionError, match="Operation not permitted"):
                 os.open(name, flags)
         with pytest.raises(PermissionError, match="Operation not permitted"):
@@ -255,7 +256,7 @@ def test_a_new_copy_is_a_new_image(mount: Mounted) -> None:
     ids = {mount.id(path)}
     ok("cp", "-f", "/etc/hostname", path)
     ids.add(mount.id(path))
-    seal(path)
+    mount.wait_status(path)
     ok("rm", path)
     ok("cp", "/etc/hostname", path)
     ids.add(mount.id(path))
@@ -263,7 +264,7 @@ def test_a_new_copy_is_a_new_image(mount: Mounted) -> None:
     ok("cmp", path, "/etc/hostname")
 
 
-def test_reads_wait_for_no_seal(mount: Mounted) -> None:
+def test_what_was_written_survives(mount: Mounted) -> None:
     """S2: What was written survives the death of the daemon; what was fsynced, with `fsync` or `sync`,
     survives power loss.
     """

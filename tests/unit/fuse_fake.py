@@ -253,14 +253,6 @@ class Tree:
             for number in range(count):
                 self.create(parent, b"image-%05d.qcow2" % number, 0o644, Caller(0, 0))
 
-    def create_open(
-        self, parent: int, name: bytes, flags: int, mode: int, caller: Caller, fh: int
-    ) -> tuple[Attr, Handle]:
-        with contextlib.suppress(Exists):
-            self.create(parent, name, mode, caller)
-        attr = self.lookup(parent, name)
-        return attr, self.open(attr.ino, flags, caller, fh)
-
     def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         inode = self.named(parent, name)
         if stat.S_ISDIR(inode.mode):
@@ -287,7 +279,7 @@ class Tree:
 
     # -- files --
 
-    def open(self, ino: int, flags: int, caller: Caller, fh: int) -> Handle:
+    def open(self, ino: int, flags: int, caller: Caller, fh: int, *, fresh: bool = False) -> Handle:
         if self.inode(ino).sealed and flags & os.O_ACCMODE:
             raise Sealed("")
         if fh not in self.handles:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from struct import Struct
 from typing import TYPE_CHECKING
 
+from imagefs.errors import Exists
 from imagefs.fuse.kernel import encoding
 from imagefs.fuse.kernel.protocol import (
     COPY_FILE_RANGE_IN,
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from imagefs.tree.attr import Attr
 
 DONE = b""
+INO = Struct("<Q")
+"""What a CREATE leaves in its reply slot."""
 LONGEST_COPY = (1 << 31) - (1 << 12)
 """COPY_FILE_RANGE answers with 32 bits; COPY_FILE_RANGE_64 (7.45) with 64."""
 
@@ -52,14 +56,19 @@ def _create(fs: Served, request: Request) -> bytes:
     name, caller, fh = request.text(CREATE_IN), request.caller, request.identity
 
     def change() -> bytes:
-        attr, _ = fs.tree.create_open(request.node, name, flags, stat.S_IMODE(mode), caller, fh)
-        return encoding.entry(attr) + OPEN_OUT.pack(fh, _caching(attr), 0)
+        return INO.pack(fs.tree.create(request.node, name, stat.S_IMODE(mode), caller).ino)
 
+    fresh = True
     try:
-        return fs.journal.once(request, change)
-    except BaseException:
-        fs.tree.release(fh)  # the transaction is undone, the handle would stay
-        raise
+        (ino,) = INO.unpack(fs.journal.once(request, change))
+    except Exists:
+        if flags & os.O_EXCL:
+            raise
+        ino, fresh = fs.tree.lookup(request.node, name).ino, False
+    # Outside of the transaction, before which the open files' locks are taken; asked again it is the same.
+    fs.tree.open(ino, flags, caller, fh, fresh=fresh)
+    attr = fs.tree.attrs(ino)
+    return encoding.entry(attr) + OPEN_OUT.pack(fh, _caching(attr), 0)
 
 
 def _caching(attr: Attr) -> Open:
