@@ -30,9 +30,7 @@ class Status(StrEnum):
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
-    Status.QUEUED: frozenset(
-        {Status.SAVING, Status.UPLOADING, Status.IMPORTING, Status.ACTIVE, Status.DELETED}
-    ),
+    Status.QUEUED: frozenset({Status.SAVING, Status.UPLOADING, Status.IMPORTING, Status.ACTIVE, Status.DELETED}),
     Status.SAVING: frozenset({Status.ACTIVE, Status.QUEUED, Status.KILLED, Status.DELETED}),
     Status.UPLOADING: frozenset({Status.IMPORTING, Status.QUEUED, Status.DELETED}),
     Status.IMPORTING: frozenset({Status.ACTIVE, Status.QUEUED, Status.DELETED}),
@@ -101,6 +99,8 @@ class Draft:
 
     gen: int
     """Names the staging file `staging/<id>.<gen>`; grows with each new draft of the image."""
+    writer: UUID | None = None
+    """Session through which it was last opened for writing: an interrupted copy when that one is dead."""
     writes: int = 0
     """Grows whenever the draft is opened for writing; a seal that saw another value is void."""
     sealer: UUID | None = None
@@ -147,7 +147,7 @@ class Image:
     os_hash_algo: str | None = None
     os_hash_value: str | None = None
     root: str | None = None
-    """BLAKE3 over the block digests in order, by leaves of 256 MiB, hex; equal root and size mean equal bytes."""
+    """BLAKE3 over the block digests in order, by leaves of 256 MiB, hex; with equal size it means equal bytes."""
     min_disk: int = 0
     min_ram: int = 0
     protected: bool = False

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -137,7 +138,7 @@ def copies(mount: Mount, base: Path, source: Path, rounds: int) -> Iterator[tupl
         native, mounted = base / "native", mount.path / "by-name" / f"disk-{number}"
         native.unlink(missing_ok=True)
         os.sync()
-        on_disk = timed(lambda: (command("cp", source, native)(), sync_file(native)))
+        on_disk = timed(command("cp", source, native)) + timed(partial(sync_file, native))
         begin = time.monotonic()
         returned = timed(command("cp", source, mounted))
         note("cp in: returned (native: cp + fsync)", on_disk, returned)
@@ -146,7 +147,7 @@ def copies(mount: Mount, base: Path, source: Path, rounds: int) -> Iterator[tupl
         for task in ("read cold", "read warm"):
             if task == "read cold":
                 drop_caches()
-            note(task, timed(lambda: read_all(native)), timed(lambda: read_all(mounted)))
+            note(task, timed(partial(read_all, native)), timed(partial(read_all, mounted)))
         mount.imagefs("delete", mounted.name)
         mount.imagefs("gc")
     for task, (natives, mounteds) in figures.items():

@@ -44,9 +44,7 @@ def session(catalog: Catalog) -> UUID:
 
 def draft(catalog: Catalog, name: str | None = None) -> Image:
     """A new image that is saving."""
-    return catalog.images.add(
-        Image(id=uuid4(), name=name, status=Status.SAVING, draft=Draft(gen=1), draft_gen=1)
-    )
+    return catalog.images.add(Image(id=uuid4(), name=name, status=Status.SAVING, draft=Draft(gen=1), draft_gen=1))
 
 
 def done(no: int) -> PackDone:
@@ -68,9 +66,7 @@ def cookie_of(image: Image, mtime_ns: int = 1) -> Cookie:
     return Cookie(1, 2, BLOCK * BLOCKS, mtime_ns, 1, image.draft.gen)
 
 
-def commit_of(
-    catalog: Catalog, image: Image, sealer: UUID, hits: Iterable[Run] = (), packs: int = 1
-) -> SealCommit:
+def commit_of(catalog: Catalog, image: Image, sealer: UUID, hits: Iterable[Run] = (), packs: int = 1) -> SealCommit:
     """Claims the image and prepares T3 of a map with so many packs of its own, then `hits`."""
     catalog.seals.claim(image.id, sealer, 0)
     seal = catalog.seals.complete(image.id, cookie_of(image))
@@ -92,9 +88,7 @@ def commit_of(
     )
 
 
-def sealed(
-    catalog: Catalog, sealer: UUID, name: str | None = None, hits: Iterable[Run] = (), packs: int = 1
-) -> Image:
+def sealed(catalog: Catalog, sealer: UUID, name: str | None = None, hits: Iterable[Run] = (), packs: int = 1) -> Image:
     """A new active image with so many packs of its own, then `hits`."""
     return catalog.seals.commit(commit_of(catalog, draft(catalog, name), sealer, hits, packs))
 

@@ -107,6 +107,8 @@ class Mounted:
         self.patience = patience
         self.options: tuple[str, ...] = ()
         """Further options of `imagefs mount`, also for each mount after the first."""
+        self.prefix: tuple[str, ...] = ()
+        """What stands before each `imagefs`: a command that runs it as somebody else."""
         self.pids: set[int] = set()
         self._watchdog: subprocess.Popen[bytes] | None = None
         for directory in (self.path, self.outside):
@@ -146,13 +148,12 @@ class Mounted:
     ) -> None:
         self.destroy()
 
-    def imagefs(
-        self, *words: str | Path, timeout: float = 60, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def imagefs(self, *words: str | Path, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """The finished command `imagefs WORDS...` on this repository, not checked."""
         environment = os.environ | {"IMAGEFS_REPO": str(self.repo), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
         options.setdefault("env", environment)
-        return run(sys.executable, "-m", "imagefs", *words, timeout=timeout, cwd=self.base, **options)
+        command = (*self.prefix, sys.executable, "-m", "imagefs", *words)
+        return run(*command, timeout=timeout, cwd=self.base, **options)
 
     def command(self, *words: str | Path, timeout: float = 60) -> str:
         """What `imagefs WORDS...` printed; fails if it did not succeed."""

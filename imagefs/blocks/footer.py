@@ -77,9 +77,7 @@ def decode(data: Buffer, name: str, start: int, end: int) -> Contents:
     if magic != _MAGIC:
         raise Damaged(f"{name} has no footer.")
     if (algorithm, width, log2_block) != (_BLAKE3, WIDTH, _LOG2_BLOCK):
-        raise UnknownFeature(
-            f"{name}: its block digests ({algorithm}, {width}, {log2_block}) are unknown here."
-        )
+        raise UnknownFeature(f"{name}: its block digests ({algorithm}, {width}, {log2_block}) are unknown here.")
     if codecs & ~sum(1 << codec for codec in CODECS):
         raise UnknownFeature(f"{name} uses frame codecs that this imagefs does not know ({codecs:#x}).")
     if nblocks > MAX_BLOCKS or nframes != -(-nblocks // FRAME_BLOCKS):

@@ -77,9 +77,7 @@ def digest_of(stored: Buffer) -> bytes:
     return blake3(stored).digest(DIGEST)
 
 
-def decode(
-    stored: Buffer, codec: int, digest: bytes, nblocks: int = FRAME_BLOCKS, name: str = "A frame"
-) -> bytes:
+def decode(stored: Buffer, codec: int, digest: bytes, nblocks: int = FRAME_BLOCKS, name: str = "A frame") -> bytes:
     """The plain bytes of a frame of at most `nblocks` blocks.
 
     Raises Damaged, beginning with `name`, when the stored bytes do not verify or do not decode to whole
@@ -119,6 +117,5 @@ def unpack_rows(value: Buffer) -> list[FrameRow]:
     if len(value) % ROW:
         raise Damaged(f"A frame table of {len(value)} bytes is not made of rows of {ROW}.")
     return [
-        FrameRow(offset, sized & 0xFFFFFF, sized >> 24, digest)
-        for offset, sized, digest in _ROW.iter_unpack(value)
+        FrameRow(offset, sized & 0xFFFFFF, sized >> 24, digest) for offset, sized, digest in _ROW.iter_unpack(value)
     ]

@@ -183,9 +183,7 @@ class _Columns:
         if 8 + 10 * (len(self._start) + (not closed)) <= SPLIT_ABOVE:
             return [(quarter, self._row(0, len(self._start), 0, GIB, 0))]
         return [
-            (quarter + number, self._quarter(number))
-            for number in range(4)
-            if number == 0 or not self._is_hole(number)
+            (quarter + number, self._quarter(number)) for number in range(4) if number == 0 or not self._is_hole(number)
         ]
 
     def _is_hole(self, number: int) -> bool:

@@ -65,9 +65,7 @@ class Superblock:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NotARepository(f"{where} is no imagefs superblock: {error!r}.") from error
         if identity != (DIGEST, BLOCK):
-            raise UnknownFeature(
-                f"{where} has blocks of {identity[1]} bytes under {identity[0]}: unknown here."
-            )
+            raise UnknownFeature(f"{where} has blocks of {identity[1]} bytes under {identity[0]}: unknown here.")
         superblock._validate(where)
         superblock.check(write=False, where=where)
         return superblock

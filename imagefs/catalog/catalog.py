@@ -56,9 +56,7 @@ class Catalog:
         self.checkpoints = Checkpoints(env, self.counters, self.sessions, self.packs, self.maps)
         self.images = Images(env, self.counters, self.log, self.maps, self.checkpoints, clock)
         self.siblings = Siblings(env, self.images, self.maps)
-        self.seals = Seals(
-            env, self.sessions, self.packs, self.maps, self.checkpoints, self.images, self.siblings
-        )
+        self.seals = Seals(env, self.sessions, self.packs, self.maps, self.checkpoints, self.images, self.siblings)
         self.slots = Slots(env)
         self.sessions.on_end = self.seals.release_all
         self.log.on_append = self._committed
@@ -173,8 +171,7 @@ def _check_version(env: Environment) -> None:
     version = Counters(env).get("schema")
     if version > schema.VERSION:
         raise NewerVersion(
-            f"The catalog {env.path} has schema {version}; this imagefs knows up to {schema.VERSION}: "
-            "use a newer one."
+            f"The catalog {env.path} has schema {version}; this imagefs knows up to {schema.VERSION}: use a newer one."
         )
     if version == 0:
         raise CatalogDamaged(f"The catalog {env.path} has no schema version.")

@@ -48,9 +48,7 @@ def decode(entry: bytes) -> str:
     except UnicodeDecodeError:
         raise NotText(f"The file name {entry!r} is not UTF-8 text.") from None
     if not name or encode(name) != entry:
-        raise InvalidValue(
-            f"{text!r} spells no name: `%`, `/` and control characters are percent-encoded in by-name/."
-        )
+        raise InvalidValue(f"{text!r} spells no name: `%`, `/` and control characters are percent-encoded in by-name/.")
     return name
 
 

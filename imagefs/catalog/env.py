@@ -240,9 +240,7 @@ class Environment:
     def _grow(self) -> None:
         with self._gate:
             if not self._gate.wait_for(lambda: self._running == 0, timeout=60.0):
-                raise Busy(
-                    f"The catalog {self.path} has grown, and transactions that run keep its map from growing."
-                )
+                raise Busy(f"The catalog {self.path} has grown, and transactions that run keep its map from growing.")
             size = (self.path / "data.mdb").stat().st_size
             try:
                 self._env.set_mapsize(max(2 * self._map_size, 2 * size))
@@ -259,9 +257,7 @@ class Environment:
         if isinstance(error, lmdb.MapFullError):
             self._env.reader_check()  # a dead reader keeps free pages from being used
             return NoSpace(f"The catalog {self.path} has reached its {self._map_size >> 20} MiB.")
-        if isinstance(
-            error, (lmdb.BadValsizeError, lmdb.BadTxnError, lmdb.BadDbiError, lmdb.InvalidParameterError)
-        ):
+        if isinstance(error, (lmdb.BadValsizeError, lmdb.BadTxnError, lmdb.BadDbiError, lmdb.InvalidParameterError)):
             return error
         # A full disk shows as "Input/output error" at commit, not as ENOSPC.
         space = os.statvfs(self.path)

@@ -65,9 +65,7 @@ class Log:
     """Each method is one transaction, or joins the thread's open one. Rows are appended by the other
     tables."""
 
-    def __init__(
-        self, env: Environment, counters: Counters, sessions: Sessions, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, env: Environment, counters: Counters, sessions: Sessions, clock: Callable[[], int]) -> None:
         self._env = env
         self._counters = counters
         self._sessions = sessions

@@ -118,9 +118,7 @@ def encode(row: PackRow) -> bytes:
 
 def decode(key: bytes, value: bytes) -> PackRow:
     """The row of a key and value of `packs`."""
-    name16, kind, state, owner, gen, time_ns, refs, blocks, stored, footer_off = schema.PACK.unpack_from(
-        value
-    )
+    name16, kind, state, owner, gen, time_ns, refs, blocks, stored, footer_off = schema.PACK.unpack_from(value)
     return PackRow(
         no=schema.U32.unpack(key)[0],
         name16=name16,

@@ -28,9 +28,7 @@ class Packs:
     """Each method is one transaction, or joins the thread's open one. Only `live` packs answer dedup
     look-ups."""
 
-    def __init__(
-        self, env: Environment, counters: Counters, sessions: Sessions, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, env: Environment, counters: Counters, sessions: Sessions, clock: Callable[[], int]) -> None:
         self._env = env
         self._counters = counters
         self._sessions = sessions
@@ -105,9 +103,7 @@ class Packs:
 
     # -- a draft's packs (T1, T3) --------------------------------------------------------------------
 
-    def reserve(
-        self, image_id: UUID, kind: PackKind = PackKind.PACK, count: int = 64
-    ) -> list[tuple[int, bytes]]:
+    def reserve(self, image_id: UUID, kind: PackKind = PackKind.PACK, count: int = 64) -> list[tuple[int, bytes]]:
         """The part of T1 that only the table of packs knows: `Seals.reserve` is the guarded whole."""
         names = [os.urandom(16) for _ in range(count)]
         with self._env.write():

@@ -132,9 +132,7 @@ class Finder:
         """The few candidates in order, from the marker on."""
         key = _sort_key(query.sort)
         raws = ((end, txn.get(end[8:], db=self._images)) for end in set(ends))
-        found = sorted(
-            ((key(records.decode(raw)), end[8:]) for end, raw in raws if raw), reverse=query.descending
-        )
+        found = sorted(((key(records.decode(raw)), end[8:]) for end, raw in raws if raw), reverse=query.descending)
         for item in found:
             if after is None or (item < after if query.descending else item > after):
                 yield item
@@ -202,9 +200,7 @@ def _sort_key(sort: str) -> Callable[[Image], bytes]:
     index = _ORDERS[sort]
 
     def key(image: Image) -> bytes:
-        return next(prefix for name, prefix in terms(image) if name == index) + schema.tail(
-            image.created_at, image.id
-        )
+        return next(prefix for name, prefix in terms(image) if name == index) + schema.tail(image.created_at, image.id)
 
     return key
 
@@ -222,9 +218,7 @@ def _conditions(query: Query) -> tuple[list[list[Term]], list[Term]]:
     if query.map_id is not None:
         conditions.append([(schema.I_MAP.name, schema.U64.pack(query.map_id))])
     if query.visible_to is not None:
-        public = [
-            (schema.I_VISIBILITY.name, schema.text(v)) for v in (Visibility.PUBLIC, Visibility.COMMUNITY)
-        ]
+        public = [(schema.I_VISIBILITY.name, schema.text(v)) for v in (Visibility.PUBLIC, Visibility.COMMUNITY)]
         conditions.append([(schema.I_OWNER.name, schema.text(query.visible_to)), *public])
     if query.size_min is not None and query.size_min == query.size_max:
         conditions.append([(schema.I_SIZE.name, size_key(query.size_min))])

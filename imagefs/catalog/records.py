@@ -169,9 +169,7 @@ def dumps(image: Image) -> bytes:
     try:
         return json.dumps(out, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
-        raise NotText(
-            f"Image {image.id} has a value that is not Unicode text: {error.object[:64]!r}."
-        ) from None
+        raise NotText(f"Image {image.id} has a value that is not Unicode text: {error.object[:64]!r}.") from None
 
 
 def loads(data: bytes) -> Image:
@@ -204,7 +202,7 @@ def _image(data: bytes, *, map_id: int, base_map: int) -> Image:
 def _draft_out(draft: Draft) -> dict[str, Any]:
     out = {name: value for name, default in _DRAFT if (value := getattr(draft, name)) != default}
     out["gen"] = draft.gen
-    for name in ("sealer", "base_uuid"):
+    for name in ("writer", "sealer", "base_uuid"):
         if (value := getattr(draft, name)) is not None:
             out[name] = str(value)
     if draft.complete is not None:
@@ -213,7 +211,7 @@ def _draft_out(draft: Draft) -> dict[str, Any]:
 
 
 def _draft_in(row: dict[str, Any], base_map: int) -> Draft:
-    for name in ("sealer", "base_uuid"):
+    for name in ("writer", "sealer", "base_uuid"):
         if name in row:
             row[name] = UUID(row[name])
     if "complete" in row:
@@ -227,9 +225,7 @@ def cookie_out(cookie: Cookie) -> list[int]:
 
 
 def _newer(version: int) -> NewerVersion:
-    return NewerVersion(
-        f"An image record has version {version or 'unknown'}; this imagefs reads up to {VERSION}."
-    )
+    return NewerVersion(f"An image record has version {version or 'unknown'}; this imagefs reads up to {VERSION}.")
 
 
 def _defaults(record: Image | Draft, special: frozenset[str]) -> tuple[tuple[str, Any], ...]:
@@ -238,4 +234,4 @@ def _defaults(record: Image | Draft, special: frozenset[str]) -> tuple[tuple[str
 
 # Fields that JSON takes as they are, with the default that is left out.
 _PLAIN = _defaults(Image(id=UUID(int=0)), frozenset({"id", "entry", "map_id", "map_uuid", "xattrs", "draft"}))
-_DRAFT = _defaults(Draft(gen=0), frozenset({"gen", "sealer", "base_map", "base_uuid", "complete"}))
+_DRAFT = _defaults(Draft(gen=0), frozenset({"gen", "writer", "sealer", "base_map", "base_uuid", "complete"}))

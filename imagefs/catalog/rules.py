@@ -122,9 +122,7 @@ def entries_match_records(at: Snapshot) -> Iterator[Finding]:
     for image in at.images():
         shown = bool(image.name) and image.status not in (Status.DELETED, Status.PENDING_DELETE)
         if shown != (image.entry is not None):
-            yield Finding(
-                "entries_match_records", str(image.id), f"is {image.status}, its entry {image.entry!r}"
-            )
+            yield Finding("entries_match_records", str(image.id), f"is {image.status}, its entry {image.entry!r}")
         if image.entry is not None:
             if image.entry in wanted:
                 yield Finding("entries_match_records", str(image.id), f"shares the entry {image.entry!r}")
@@ -132,9 +130,7 @@ def entries_match_records(at: Snapshot) -> Iterator[Finding]:
     there = dict(at.rows(schema.ENTRY))
     for entry in wanted.keys() | there.keys():
         if wanted.get(entry) != there.get(entry):
-            yield Finding(
-                "entries_match_records", repr(entry), "leads to another image than the one that has it"
-            )
+            yield Finding("entries_match_records", repr(entry), "leads to another image than the one that has it")
 
 
 @rule
@@ -153,9 +149,7 @@ def inodes_match_records(at: Snapshot) -> Iterator[Finding]:
     there = dict(at.rows(schema.BY_INO))
     for key in wanted.keys() | there.keys():
         if wanted.get(key) != there.get(key):
-            yield Finding(
-                "inodes_match_records", str(int.from_bytes(key)), "leads elsewhere than to its owner"
-            )
+            yield Finding("inodes_match_records", str(int.from_bytes(key)), "leads elsewhere than to its owner")
 
 
 @rule
@@ -164,9 +158,7 @@ def records_are_possible(at: Snapshot) -> Iterator[Finding]:
     images."""
     for image in at.images():
         if (image.draft is not None) != (image.status == Status.SAVING) and image.status != Status.DELETED:
-            yield Finding(
-                "records_are_possible", str(image.id), f"is {image.status}, its draft {image.draft}"
-            )
+            yield Finding("records_are_possible", str(image.id), f"is {image.status}, its draft {image.draft}")
         if image.map_id and image.status in (Status.QUEUED, Status.SAVING):
             yield Finding("records_are_possible", str(image.id), f"is {image.status} and has a map")
     for name, record in at.siblings():
@@ -191,9 +183,7 @@ def map_references_match(at: Snapshot) -> Iterator[Finding]:
             yield Finding("map_references_match", _id(uuid), "does not lead to its map")
     for map_id in refs.keys() | there.keys():
         if refs[map_id] != there[map_id] or not there[map_id]:
-            yield Finding(
-                "map_references_match", f"map {map_id}", f"counts {there[map_id]}, used {refs[map_id]}"
-            )
+            yield Finding("map_references_match", f"map {map_id}", f"counts {there[map_id]}, used {refs[map_id]}")
     if len(at.keys(schema.MAP_UUID)) != len(there):
         yield Finding("map_references_match", "map_uuid", "has names of maps that are not there")
 
@@ -252,9 +242,7 @@ def pend_packs_have_drafts(at: Snapshot) -> Iterator[Finding]:
     drafts = {image.id for image in at.images() if image.draft is not None}
     for pack in at.packs():
         if pack.state == PackState.PEND and pack.owner not in drafts:
-            yield Finding(
-                "pend_packs_have_drafts", f"pack {pack.no}", f"is reserved by {pack.owner}: no draft"
-            )
+            yield Finding("pend_packs_have_drafts", f"pack {pack.no}", f"is reserved by {pack.owner}: no draft")
     for image_id in at.checkpoints():
         if image_id not in drafts:
             yield Finding("pend_packs_have_drafts", str(image_id), "has a checkpoint and no draft")

@@ -87,29 +87,21 @@ I_SIZE = SubDb("i_size", "0 or size + 1 as u64, created, id", "-", "with images"
 I_CREATED = SubDb("i_created", "created, id", "-", "with images", "from images")
 I_UPDATED = SubDb("i_updated", "updated, created, id", "-", "with images", "from images")
 I_TAG = SubDb("i_tag", "text(tag), created, id; a row for each tag", "-", "with images", "from images")
-I_PROP = SubDb(
-    "i_prop", "text(key, NUL, value), created, id; a row for each", "-", "with images", "from images"
-)
+I_PROP = SubDb("i_prop", "text(key, NUL, value), created, id; a row for each", "-", "with images", "from images")
 I_FLAG = SubDb(
     "i_flag", "text('hidden' or 'protected'), created, id; only where true", "-", "with images", "from images"
 )
 I_MAP = SubDb("i_map", "map number u64, created, id; sealed images only", "-", "with images", "from images")
-I_ROOT = SubDb(
-    "i_root", "text(root), created, id; only where there is one", "-", "with images", "from images"
-)
+I_ROOT = SubDb("i_root", "text(root), created, id; only where there is one", "-", "with images", "from images")
 INDEXES = (
     I_NAME, I_STATUS, I_OWNER, I_VISIBILITY, I_DISK, I_CONTAINER, I_SIZE, I_CREATED, I_UPDATED, I_TAG, I_PROP,
     I_FLAG, I_MAP, I_ROOT,
 )  # fmt: skip
 """Have rows for every image that is not deleted."""
 
-UNLINKED = SubDb(
-    "unlinked", "generation of the deletion u64, id", "-", "T4, T5", "images with status deleted"
-)
+UNLINKED = SubDb("unlinked", "generation of the deletion u64, id", "-", "T4, T5", "images with status deleted")
 
-MAPS = SubDb(
-    "maps", "map number u64", "MAP: refs u32, size u64, kind u8 (0 plain), uuid", "T3, T5, T10", "manifests"
-)
+MAPS = SubDb("maps", "map number u64", "MAP: refs u32, size u64, kind u8 (0 plain), uuid", "T3, T5, T10", "manifests")
 """refs counts the images whose data it is, deleted ones included until finalised, and the drafts and
 siblings whose base it is. A provisional map (named by `seals`) has rows in mapseg but none here."""
 MAP_UUID = SubDb("map_uuid", "uuid", "map number u64", "with maps", "from maps")

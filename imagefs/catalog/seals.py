@@ -69,6 +69,8 @@ class SealCommit:
     """What was put and is in no checkpoint yet, the manifest too."""
     fields: Mapping[str, object] = field(default_factory=dict)
     """Further fields of Image to set: disk_format, virtual_size, checksum, root, mtime ..."""
+    expected: Mapping[str, str] = field(default_factory=dict)
+    """What the data was checked against: `Draft.expected`."""
 
 
 class Seals:
@@ -164,6 +166,8 @@ class Seals:
             image = self._images.get(image_id)
             if row.map_id != commit.map_id or not _same_draft(image, commit.gen, commit.writes):
                 raise SealCancelled(f"Image {image_id} was opened for writing while it was being sealed.")
+            if image.draft is None or image.draft.expected != commit.expected:
+                raise SealCancelled(f"Image {image_id}: more was declared while it was being sealed.")
             self._require_pend(image_id, commit.packs)
             # Still rows of a provisional map: harmless if the check below finds packs gone.
             self._maps.put_rows(row.map_id, commit.rows)
@@ -182,9 +186,7 @@ class Seals:
             }
             return self._images.update(image_id, lambda image: replace(image, **data), Op.SEAL)
 
-    def share(
-        self, image_id: UUID, session: UUID | None, gen: int, writes: int, fields: Mapping[str, object]
-    ) -> Image:
+    def share(self, image_id: UUID, session: UUID | None, gen: int, writes: int, fields: Mapping[str, object]) -> Image:
         """T3 for a draft whose content is exactly its base map: the map becomes the image's own; no data
         moves.
 
@@ -221,8 +223,9 @@ class Seals:
     def abandon(self, image_id: UUID, session: UUID, reason: str | None) -> None:
         """The session has stopped sealing: it is the sealer no more, and puts nothing for this image now.
 
-        The draft stays, blocked for `reason` if one is given. Always call it after a claim that did not end
-        in a commit, also when the image is gone. Nothing happens to a draft that another one is sealing.
+        The draft stays, with `reason` as why the try failed if one is given. Always call it after a claim
+        that did not end in a commit, also when the image is gone. Nothing happens to a draft that
+        another one is sealing.
         """
         with self._env.write():
             self._checkpoints.let_go(image_id, session)
@@ -233,7 +236,7 @@ class Seals:
             if image.draft is not None and image.draft.sealer == session:
                 changes: dict[str, Any] = {"sealer": None}
                 if reason is not None:
-                    changes["blocked"] = reason
+                    changes["failed"] = reason
                 self._set_draft(image, changes)
 
     def release_all(self, session: UUID) -> list[UUID]:
@@ -286,9 +289,7 @@ class Seals:
         """Deleted images that `finalise` would end now."""
         with self._env.read():
             least = self._sessions.acknowledged()
-            return [
-                image_id for gen, image_id in self._images.unlinked() if self._may_end(gen, image_id, least)
-            ]
+            return [image_id for gen, image_id in self._images.unlinked() if self._may_end(gen, image_id, least)]
 
     def finalise(self, image_id: UUID) -> bool:
         """T5: if every session has acknowledged the deletion and none holds the image, ends it: its map's

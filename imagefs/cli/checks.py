@@ -212,9 +212,7 @@ def filesystem_features(directory: Path) -> Iterator[Check]:
     try:
         file = tempfile.NamedTemporaryFile(dir=directory, prefix=".imagefs-doctor-")  # noqa: SIM115 (with below)
     except OSError as error:
-        yield Check(
-            "state directory", State.MISSING, f"{directory}: {error.strerror}", "choose one with --repo"
-        )
+        yield Check("state directory", State.MISSING, f"{directory}: {error.strerror}", "choose one with --repo")
         return
     with file:
         yield Check("state directory", State.OK, f"{directory} is writable")

@@ -152,7 +152,7 @@ class Worker:
             if ended is Ended.UNMOUNTED:
                 self._record.remove(self.repo.path)
                 self.repo.opens.drop(self._mount.session)
-                self.repo.catalog.slots.drop(self._mount.connection or self._mount.session)
+                self.repo.catalog.slots.drop(self._mount.session)
                 self.repo.logs.flush()
             self.repo.close(end=ended is Ended.UNMOUNTED)
         return 0 if ended is Ended.UNMOUNTED else EXIT_DRAINED

@@ -29,9 +29,7 @@ def doctor_command(ctx: click.Context, settings: Settings, /, as_json: bool) -> 
     if as_json:
         print_json([check.as_json() for check in checks])
     else:
-        print_table(
-            ("point", "state", "found"), [(check.point, str(check.state), check.found) for check in checks]
-        )
+        print_table(("point", "state", "found"), [(check.point, str(check.state), check.found) for check in checks])
         for check in checks:
             if check.state is not State.OK and check.remedy:
                 click.echo(f"\n{check.point}: {check.found}\n    {check.remedy}")
@@ -51,16 +49,12 @@ def repository(settings: Settings) -> Check:
         )
     except subprocess.TimeoutExpired:
         found = f"{path} did not answer within {PATIENCE_S} s: a stopped process may hold its lock"
-        return Check(
-            "repository", State.MISSING, found, "find stopped processes: ps -eo pid,stat,args | grep imagefs"
-        )
+        return Check("repository", State.MISSING, found, "find stopped processes: ps -eo pid,stat,args | grep imagefs")
     if done.returncode == 0:
         return Check("repository", State.OK, f"{path} opens")
     if done.returncode < 0:
         found = f"{path}: reading its catalog killed the reader (signal {-done.returncode})"
-        return Check(
-            "repository", State.MISSING, found, "restore catalog/ from a backup; see docs/operations.md"
-        )
+        return Check("repository", State.MISSING, found, "restore catalog/ from a backup; see docs/operations.md")
     said = done.stderr.strip().splitlines()
     return Check("repository", State.MISSING, said[-1] if said else "did not open", "see docs/operations.md")
 
@@ -76,6 +70,4 @@ def mounted(settings: Settings) -> Iterator[Check]:
                 found = f"{place} is dead: nobody serves it"
                 yield Check("mount", State.NOTE, found, f"imagefs mount {place} (or umount)")
             case mounts.State.HUNG:
-                yield Check(
-                    "mount", State.NOTE, f"{place} does not answer", f"imagefs umount --force {place}"
-                )
+                yield Check("mount", State.NOTE, f"{place} does not answer", f"imagefs umount --force {place}")

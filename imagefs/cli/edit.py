@@ -56,9 +56,7 @@ def _unset(image: Image, name: str) -> Image:
 def record_options(command: Command) -> Command:
     """The options that `set` and `create` have in common."""
     for option in (
-        click.option(
-            "--property", "properties", multiple=True, metavar="KEY=VALUE", help="A custom property."
-        ),
+        click.option("--property", "properties", multiple=True, metavar="KEY=VALUE", help="A custom property."),
         click.option("--tag", "tags", multiple=True, help="Add a tag."),
         click.option("--protected/--unprotected", default=None, help="Whether it is safe from deletion."),
         click.option("--hidden/--listed", "os_hidden", default=None, help="Whether listings leave it out."),

@@ -53,9 +53,7 @@ def mount_helper_command(
     """What mount(8) runs; its options are those of `imagefs mount`, written as in /etc/fstab."""
     given = split_options(",".join(options))
     if readonly or "ro" in given:
-        raise MountFailed(
-            "imagefs has no read-only mounts: leave out ro (sealed images never change anyway)."
-        )
+        raise MountFailed("imagefs has no read-only mounts: leave out ro (sealed images never change anyway).")
     repo = given.pop("repo", "") or ("" if source in DEFAULT_SOURCES else source)
     config = given.pop("config", "")
     words = mount_words(given, sloppy=sloppy)

@@ -40,9 +40,7 @@ LOG_AT_MOST = 10 << 20
 
 @click.command("mount")
 @click.argument("mountpoint", type=Path)
-@click.option(
-    "--transport", type=click.Choice([str(t) for t in Transport]), help="How to speak to the kernel."
-)
+@click.option("--transport", type=click.Choice([str(t) for t in Transport]), help="How to speak to the kernel.")
 @click.option("--allow-other/--no-allow-other", default=None, help="Whether other users may use the mount.")
 @click.option("--uid", type=int, help="Owner of new files and of the mount's directories.")
 @click.option("--gid", type=int, help="Their group.")
@@ -60,9 +58,7 @@ LOG_AT_MOST = 10 << 20
 )
 @click.option("--project", metavar="ID", help="Owner of new images.")
 @click.option("--foreground", is_flag=True, help="Stay here until unmounted, and log to the terminal.")
-@click.option(
-    "--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), help="Where the daemon logs."
-)
+@click.option("--log", "log_file", type=click.Path(dir_okay=False, path_type=Path), help="Where the daemon logs.")
 @repo_option
 @pass_settings
 def mount_command(
@@ -114,18 +110,14 @@ def checked_mountpoint(mountpoint: Path, repository: Path) -> Path:
         if there is not None and there.source == str(repository):
             raise MountFailed(f"{place} has this repository mounted already.")
         if there is not None and there.fstype.startswith("fuse"):
-            raise MountFailed(
-                f"{place} has {there.source} mounted ({there.fstype}): unmount it, or choose another."
-            )
+            raise MountFailed(f"{place} has {there.source} mounted ({there.fstype}): unmount it, or choose another.")
     if not place.exists():
         raise MountFailed(f"{place} does not exist: mkdir -p {place}")
     if not place.is_dir():
         raise MountFailed(f"{place} is not a directory.")
     real = Path(os.path.realpath(repository))
     if real.is_relative_to(place) or place.is_relative_to(real):
-        raise MountFailed(
-            f"The repository {repository} and the mountpoint {place} cannot lie in one another."
-        )
+        raise MountFailed(f"The repository {repository} and the mountpoint {place} cannot lie in one another.")
     return place
 
 
@@ -184,9 +176,7 @@ def _stay(process: subprocess.Popen[bytes]) -> int:
 @click.command("umount")
 @click.argument("mountpoint", required=False, type=Path)
 @click.option("--lazy", is_flag=True, help="Take it away now; who has files open goes on until closing them.")
-@click.option(
-    "--force", is_flag=True, help="End a mount that no longer answers; who waits for it gets an error."
-)
+@click.option("--force", is_flag=True, help="End a mount that no longer answers; who waits for it gets an error.")
 @repo_option
 @pass_settings
 def umount_command(settings: Settings, /, mountpoint: Path | None, lazy: bool, force: bool) -> None:
@@ -210,9 +200,7 @@ def umount_command(settings: Settings, /, mountpoint: Path | None, lazy: bool, f
 
 def _wanted(settings: Settings, mountpoint: Path | None) -> list[mounts.Mount]:
     if mountpoint is None:
-        found = [
-            mount for mount in mounts.listed() if _is_imagefs(mount) and mount.source == str(settings.path)
-        ]
+        found = [mount for mount in mounts.listed() if _is_imagefs(mount) and mount.source == str(settings.path)]
         if not found:
             raise NotFound(f"{settings.path} is not mounted.")
         return found
@@ -247,9 +235,7 @@ def _is_gone_within(mount: mounts.Mount, daemon: Running, seconds: float) -> boo
     """Whether the mount is gone and its daemon has ended before the time is over."""
     sessions = Path(mount.source) / "sessions"
     deadline = time.monotonic() + seconds
-    while (
-        mounts.at(mount.mountpoint) == mount or not is_dead(sessions, UUID(daemon.session)) or _runs(daemon)
-    ):
+    while mounts.at(mount.mountpoint) == mount or not is_dead(sessions, UUID(daemon.session)) or _runs(daemon):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)

@@ -58,9 +58,7 @@ attributes_option = click.option(
 @click.option("--size", metavar="BYTES", help="Declare the size: other data is refused (killed).")
 @click.option("--checksum", metavar="MD5", help="Declare the MD5 of the data.")
 @click.option("--sha512", metavar="HEX", help="Declare the SHA-512 of the data.")
-@click.option(
-    "--seal/--no-seal", default=True, help="Whether the image becomes active now.  [default: it does]"
-)
+@click.option("--seal/--no-seal", default=True, help="Whether the image becomes active now.  [default: it does]")
 @attributes_option
 @json_option
 @repo_option
@@ -92,9 +90,7 @@ def create_command(
         if any(declared.values()):
             raise click.UsageError("Declaring what the data is needs --file.")
         with opened(settings) as repo, repo.catalog.transaction():
-            image = Images(repo).update(
-                Images(repo).create(name, image_id, uid=os.getuid(), gid=os.getgid()).id, edit
-            )
+            image = Images(repo).update(Images(repo).create(name, image_id, uid=os.getuid(), gid=os.getgid()).id, edit)
     else:
         with _source(source) as fd, opened_for_data(settings) as (images, files), _polite():
             image = images.create(name, image_id, draft=True, uid=os.getuid(), gid=os.getgid())
@@ -254,9 +250,7 @@ def _with_attributes(
 
     What the command line declares about the data counts instead of what the file's attributes do.
     """
-    facts = {
-        f"user.image.{key}".encode(): text.encode() for key, text in declared.items() if text is not None
-    }
+    facts = {f"user.image.{key}".encode(): text.encode() for key, text in declared.items() if text is not None}
     if b"user.image.os_hash_value" in facts:
         facts[b"user.image.os_hash_algo"] = b"sha512"
 
@@ -276,9 +270,7 @@ def _with_attributes(
 # -- out ---------------------------------------------------------------------------------------
 
 
-def _save(
-    handle: Handle, image: Image, target: Path, *, force: bool, attributes: bool, advance: Advance
-) -> None:
+def _save(handle: Handle, image: Image, target: Path, *, force: bool, attributes: bool, advance: Advance) -> None:
     if target.is_dir():
         target /= entry_of(image) or str(image.id)
     if target.exists():

@@ -119,9 +119,7 @@ def _in_another_process(settings: Settings, *, as_json: bool) -> int:
     command = [sys.executable, "-m", "imagefs", "--repo", str(settings.path)]
     command += ["--config", str(settings.config_file)] if settings.config_file else []
     command += ["--debug"] if settings.debug else []
-    status = subprocess.run(
-        [*command, "fsck", "--here", *(["--json"] if as_json else [])], check=False
-    ).returncode
+    status = subprocess.run([*command, "fsck", "--here", *(["--json"] if as_json else [])], check=False).returncode
     if status < 0:
         say(f"imagefs: the catalog of {settings.path} is damaged: it killed its reader (signal {-status}).")
         return exits.code_of(Damaged())

@@ -176,9 +176,7 @@ class PortableOperations:
         if flags not in XATTR_MODES:
             raise FuseOSError(errno.EINVAL)
         try:
-            self._tree.setxattr(
-                self._attr(path).ino, name.encode(CODEC), value, XATTR_MODES[flags], _caller()
-            )
+            self._tree.setxattr(self._attr(path).ino, name.encode(CODEC), value, XATTR_MODES[flags], _caller())
         except NameTooLong as error:
             raise FuseOSError(errno.E2BIG) from error  # the documented number for values
 

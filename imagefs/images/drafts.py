@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from uuid import UUID
 
 from imagefs.types import Draft
 
 Change = Callable[[Draft], Draft]
 
 
-def reopened(draft: Draft) -> Draft:
-    """Open for writing again: a seal that is under way will not commit."""
-    return replace(draft, writes=draft.writes + 1, released_ns=None, complete=None, failed=None)
+def reopened(session: UUID) -> Change:
+    """Open for writing again, through `session`: a seal that is under way will not commit."""
+    return lambda draft: replace(
+        draft, writer=session, writes=draft.writes + 1, released_ns=None, complete=None, failed=None
+    )
 
 
 def released(now_ns: int, boot: str) -> Change:

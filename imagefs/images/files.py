@@ -17,10 +17,11 @@ from imagefs.errors import NoData, NoSpace, NotSupported, Sealed
 from imagefs.images import drafts
 from imagefs.images.drafts import Change
 from imagefs.images.repository import Repository
-from imagefs.images.staging import PUNCH_HOLE, allocate
+from imagefs.images.staging import PUNCH_HOLE, allocate, start_writeback
 from imagefs.types import Draft, Image
 
 PIECE = 1 << 20
+WRITEBACK_EVERY = 64 << 20
 
 
 class DataFile(Protocol):
@@ -107,6 +108,8 @@ class DraftFile:
         # Readers use a descriptor of their own: a read lease is granted only when nobody can write.
         self._read = repo.staging.open(image_id, draft.gen)
         self._write = -1
+        self._dirty = 0
+        """Bytes written since writeback was last started; a lost update of two threads does no harm."""
 
     @property
     def size(self) -> int:
@@ -140,6 +143,10 @@ class DraftFile:
             done = 0
             while done < len(data):
                 done += os.pwrite(self._write, data[done:] if done else data, offset + done)
+            self._dirty += done
+            if self._dirty >= WRITEBACK_EVERY:
+                self._dirty = 0
+                start_writeback(self._write)
             return done
         except (NoSpace, OSError) as error:
             self.block(f"a write failed: {error}")

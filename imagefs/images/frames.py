@@ -51,7 +51,11 @@ class FrameCache:
         return [self._settled(pack, number, found[number], fetch) for number in range(first, first + count)]
 
     def _settled(
-        self, pack: int, number: int, frame: bytes | Future[bytes], fetch: Callable[[int, int], Sequence[bytes]]
+        self,
+        pack: int,
+        number: int,
+        frame: bytes | Future[bytes],
+        fetch: Callable[[int, int], Sequence[bytes]],
     ) -> bytes:
         if isinstance(frame, bytes):
             return frame

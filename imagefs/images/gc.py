@@ -103,7 +103,11 @@ class Collector:
         return True
 
     def run(
-        self, *, pending_s: float = 0.0, wait_s: float = 0.0, progress: Callable[[int], None] = lambda nbytes: None
+        self,
+        *,
+        pending_s: float = 0.0,
+        wait_s: float = 0.0,
+        progress: Callable[[int], None] = lambda nbytes: None,
     ) -> Collected:
         """Plans and executes until nothing is left that could be done; waits up to `wait_s` for other
         processes to acknowledge what was deleted just now."""

@@ -37,7 +37,9 @@ def fill_in_hashes(repo: Repository, image_id: UUID, cancelled: Callable[[], boo
         checksum, value = found
         repo.catalog.images.update(
             image_id,
-            lambda now: replace(now, checksum=checksum, os_hash_algo=now.os_hash_algo or ALGORITHM, os_hash_value=value),
+            lambda now: replace(
+                now, checksum=checksum, os_hash_algo=now.os_hash_algo or ALGORITHM, os_hash_value=value
+            ),
             Op.UPDATE,
         )
     repo.staging.remove(image_id, image.draft_gen)

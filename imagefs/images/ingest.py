@@ -37,6 +37,20 @@ class Stored(NamedTuple):
     digests: bytes
 
 
+class Cut(NamedTuple):
+    """The packs between two places of the image."""
+
+    packs: list[Future[Stored]]
+
+    def done(self) -> bool:
+        """Whether everything before the cut is durable on the store, or has failed."""
+        return all(pack.done() for pack in self.packs)
+
+    def stored(self) -> list[Stored]:
+        """Waits for them. Raises what putting one of them raised."""
+        return [pack.result() for pack in self.packs]
+
+
 @dataclass(slots=True)
 class _Open:
     """The pack being filled: its frames' plain bytes and all its block digests."""
@@ -58,7 +72,7 @@ class Ingest:
         self._image_id = image_id
         self._matcher = Matcher(repo.index.lookup, repo.digest_list, repo.superblock.sampling)
         self._names: deque[tuple[int, bytes]] = deque()
-        self._stored: list[Stored] = []
+        self._since_cut: list[Future[Stored]] = []
         self._open: _Open | None = None
         self._jobs: deque[Future[Stored]] = deque()
         self._pool = ThreadPoolExecutor(PACKERS, thread_name_prefix="pack")
@@ -136,9 +150,11 @@ class Ingest:
         if pack is None:
             return
         self._matcher.learn(pack.number, b"".join(pack.digests))
-        self._jobs.append(self._pool.submit(self._put, pack))
+        job = self._pool.submit(self._put, pack)
+        self._since_cut.append(job)
+        self._jobs.append(job)
         while len(self._jobs) > PACKS_IN_FLIGHT:
-            self._stored.append(self._jobs.popleft().result())
+            self._jobs.popleft().result()
 
     def _put(self, pack: _Open) -> Stored:
         builder = PackBuilder(pack.name, self._repo.superblock.repo, self._repo.session.id)
@@ -157,16 +173,15 @@ class Ingest:
         )
         return Stored(done, built.digests)
 
-    def flush(self) -> list[Stored]:
-        """Ends the open pack and waits for all: everything appended so far is durable on the store.
-
-        Returns the packs put since the last flush.
-        """
+    def cut(self) -> Cut:
+        """Ends the open pack; the packs since the last cut. Does not wait for them."""
         self._finish_pack()
-        while self._jobs:
-            self._stored.append(self._jobs.popleft().result())
-        stored, self._stored = self._stored, []
-        return stored
+        cut, self._since_cut = Cut(self._since_cut), []
+        return cut
+
+    def flush(self) -> list[Stored]:
+        """The packs since the last cut, when they are durable on the store."""
+        return self.cut().stored()
 
 
 _ZERO = (-1, -1)
@@ -190,6 +205,6 @@ def _kinds(digests: list[bytes], hits: list[Hit | None], zero: bytes) -> Iterato
 
 
 def _continues(start: Hit | None, count: int, kind: Hit | None) -> bool:
-    if start is None or kind is None or start == _ZERO or kind == _ZERO:
+    if start is None or kind is None or _ZERO in (start, kind):
         return start == kind
     return kind == (start[0], start[1] + count)

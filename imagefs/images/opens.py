@@ -114,9 +114,14 @@ class Handle:
         if length <= 0:
             return 0
         ours, theirs = self.file, source.file
-        if isinstance(ours, DraftFile) and isinstance(theirs, SealedFile) and source_offset == offset:
-            if self.node.kind == Kind.DATA and ours.share(theirs, offset, length):
-                return length
+        if (
+            isinstance(ours, DraftFile)
+            and isinstance(theirs, SealedFile)
+            and self.node.kind == Kind.DATA
+            and source_offset == offset
+            and ours.share(theirs, offset, length)
+        ):
+            return length
         return self._copy(source, source_offset, offset, min(length, COPY_AT_MOST))
 
     def _copy(self, source: Handle, source_offset: int, offset: int, length: int) -> int:
@@ -316,7 +321,7 @@ class OpenFiles:
             raise self._unwritable(image)
         if self._repo.opens.writers(node.ino) and not fresh:
             raise Busy(f"The draft of image {image.id} is being written through another mount.")
-        return image if fresh else self._record_draft(node.ino, drafts.reopened)
+        return image if fresh else self._record_draft(node.ino, drafts.reopened(self._repo.session.id))
 
     @staticmethod
     def _unwritable(image: Image) -> Refused:

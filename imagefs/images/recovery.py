@@ -28,7 +28,7 @@ def recover(repo: Repository, collector: Collector) -> None:
         repo.opens.drop(connection)
     for image in with_status(repo.catalog, Status.SAVING):
         draft = image.draft
-        if draft is not None and draft.released_ns is None and not repo.opens.writers(image.data_ino):
+        if draft is not None and draft.released_ns is None and draft.writer not in live:
             _block(repo, image)
     remove_stray_staging(repo)
     repo.store.purge()

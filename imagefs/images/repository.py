@@ -1,8 +1,8 @@
 """A repository: everything of one store of images on this host, opened together.
 
-    imagefs.json   superblock         staging/    drafts               sessions/  one locked file a session
-    catalog/       LMDB, synchronous  index/      LMDB, disposable     locks/     janitor, log
-    volatile/      open files         store/      packs, maps, log     run/       what is mounted
+imagefs.json   superblock         staging/    drafts               sessions/  one locked file a session
+catalog/       LMDB, synchronous  index/      LMDB, disposable     locks/     janitor, log
+volatile/      open files         store/      packs, maps, log     run/       what is mounted
 """
 
 from __future__ import annotations

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.blocks import manifest, maprows
@@ -31,7 +34,7 @@ from imagefs.errors import (
     SealCancelled,
 )
 from imagefs.images.hashing import hashes
-from imagefs.images.ingest import WINDOW, Ingest, Stored
+from imagefs.images.ingest import WINDOW, Cut, Ingest, Stored
 from imagefs.images.repository import Repository
 from imagefs.images.staging import cookie, data_ranges, require_no_writer
 from imagefs.types import BLOCK, Cookie, Draft, Image, Status
@@ -58,11 +61,23 @@ class Sealing:
         return self.cookie.size
 
 
+class Mark(NamedTuple):
+    """A place of the image up to which a checkpoint is due."""
+
+    offset: int
+    rows: list[tuple[int, bytes]]
+    cut: Cut
+
+
 class Sealer:
     """Seals drafts of one repository. Any thread; one draft has one sealer, guarded by the catalog."""
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
+        self._lock = threading.Lock()
+        """Guards `_active`; nothing is taken under it."""
+        self._active: set[UUID] = set()
+        """What threads of this process are sealing: the catalog tells sessions apart, not threads."""
 
     def seal(self, image_id: UUID, *, before_commit: Callable[[], None] = lambda: None) -> Image:
         """The image, active. Everything it needs is durable on the backend when this returns.
@@ -80,10 +95,27 @@ class Sealer:
             raise SealBlocked(f"Image {image_id} is {image.status}: it has no draft to seal.")
         if repo.opens.writers(image.data_ino):
             raise Busy(f"Image {image_id} is open for writing.")
+        with self._alone(image_id):
+            return self._claimed(image, image.draft, before_commit)
+
+    @contextmanager
+    def _alone(self, image_id: UUID) -> Iterator[None]:
+        with self._lock:
+            if image_id in self._active:
+                raise Busy(f"Image {image_id} is being sealed.")
+            self._active.add(image_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active.discard(image_id)
+
+    def _claimed(self, image: Image, draft: Draft, before_commit: Callable[[], None]) -> Image:
+        repo, image_id = self._repo, image.id
         repo.catalog.seals.claim(image_id, repo.session.id, time.time_ns())
         reason, ended = None, False
         try:
-            sealed = self._seal(image, image.draft, before_commit)
+            sealed = self._seal(image, draft, before_commit)
             ended = True
         except Mismatch as error:
             self._kill(image_id, str(error))
@@ -135,13 +167,14 @@ class Sealer:
                 at = offset + length
             ingest.root.hole((done - at) // BLOCK)
             stored = self._ingest(work, ingest, done)
-            fields = self._fields(work, ingest)
             for _ in range(TRIES):
                 if cookie(work.fd, work.draft.gen) != work.cookie:
                     raise SealCancelled(f"Image {work.image.id} was written while it was being sealed.")
                 before_commit()
+                # As it is now: what is declared meanwhile counts as well.
+                image = self._repo.catalog.images.get(work.image.id)
                 try:
-                    return self._commit(work, ingest, fields, stored)
+                    return self._commit(work, image, ingest, stored)
                 except PacksGone as error:
                     stored += self._again(work, ingest, error.packs)
         raise BackendFailed(f"Image {work.image.id}: packs went away {TRIES} times while it was being sealed.")
@@ -149,37 +182,48 @@ class Sealer:
     def _ingest(self, work: Sealing, ingest: Ingest, at: int) -> list[Stored]:
         """Stores everything from offset `at` on; returns the packs that no checkpoint has recorded yet."""
         since = at
+        mark: Mark | None = None
         for offset, length in _windows(work.fd, at, work.size):
-            if offset - since >= CHECKPOINT:
-                since = self._checkpoint(work, ingest, since, at)
+            if mark is not None and mark.cut.done():
+                self._checkpoint(work, mark)
+                mark = None
+            if mark is None and offset - since >= CHECKPOINT:
+                # Recorded once its packs are durable; meanwhile the next ones are filled.
+                mark = Mark(at, ingest.maps.rows(since // BLOCK), ingest.cut())
+                since = at
             ingest.hole((offset - at) // BLOCK)
             ingest.write(_read_blocks(work.fd, offset, length))
             at = offset + length
         ingest.hole(-(-work.size // BLOCK) - at // BLOCK)
+        if mark is not None:
+            self._checkpoint(work, mark)
         return ingest.flush()
 
-    def _checkpoint(self, work: Sealing, ingest: Ingest, since: int, at: int) -> int:
-        """Records that everything before `at` is stored; returns `at`."""
-        catalog, image_id, session = self._repo.catalog, work.image.id, self._repo.session.id
-        stored = ingest.flush()
-        packs = [pack.done for pack in stored]
-        catalog.seals.checkpoint(image_id, session, work.cookie, at, ingest.maps.rows(since // BLOCK), packs)
+    def _checkpoint(self, work: Sealing, mark: Mark) -> None:
+        """Records that everything before the mark is stored."""
+        repo, stored = self._repo, mark.cut.stored()
+        repo.catalog.seals.checkpoint(
+            work.image.id,
+            repo.session.id,
+            work.cookie,
+            mark.offset,
+            mark.rows,
+            [pack.done for pack in stored],
+        )
         # Not answered to anybody before the commit makes the packs live.
-        self._repo.index_packs(stored)
-        return at
+        repo.index_packs(stored)
 
-    def _fields(self, work: Sealing, ingest: Ingest) -> dict[str, object]:
+    def _fields(self, work: Sealing, image: Image, expected: dict[str, str], root: str) -> dict[str, object]:
         """What sealing adds to the record; raises Mismatch when it is not what was declared."""
-        # Here, because it imports all of oslo.utils: 90 ms that `imagefs clone` does not have.
-        from imagefs.formats import detect
+        # Imported here: it brings all of oslo.utils, 90 ms that `imagefs clone` does not have.
+        from imagefs.formats import detect  # noqa: PLC0415
 
-        image, expected = work.image, work.draft.expected
         found = detect.inspect(lambda offset, length: os.pread(work.fd, length, offset), work.size)
         fields: dict[str, object] = {
             "disk_format": image.disk_format or found.disk_format,
             "container_format": image.container_format or "bare",
             "virtual_size": found.virtual_size if found.virtual_size is not None else work.size,
-            "root": ingest.root.hexdigest(),
+            "root": root,
             "mtime": work.cookie.mtime_ns,
             "os_hash_algo": expected.get("os_hash_algo", "sha512"),
         }
@@ -203,13 +247,20 @@ class Sealer:
         assert found is not None  # nothing cancels it
         return {"checksum": found[0], "os_hash_value": found[1]}
 
-    def _commit(self, work: Sealing, ingest: Ingest, fields: dict[str, object], stored: list[Stored]) -> Image:
-        repo, image, seal = self._repo, work.image, work.seal
+    def _commit(self, work: Sealing, image: Image, ingest: Ingest, stored: list[Stored]) -> Image:
+        repo, seal = self._repo, work.seal
+        expected = image.draft.expected if image.draft else {}
+        fields = self._fields(work, image, expected, ingest.root.hexdigest())
         rows = ingest.maps.rows()
         used = maprows.packs_of(rows)
         names = self._names(used)
         record = replace(
-            image, status=Status.ACTIVE, draft=None, map_uuid=seal.map_uuid, size=work.size, **fields  # type: ignore[arg-type]
+            image,
+            status=Status.ACTIVE,
+            draft=None,
+            map_uuid=seal.map_uuid,
+            size=work.size,
+            **fields,  # type: ignore[arg-type]
         )
         body = manifest.encode(dumps(record), names, rows, str(fields["root"]))
         name = manifest.object_name(seal.map_uuid)
@@ -229,6 +280,7 @@ class Sealer:
                 rows=rows,
                 packs=[*(pack.done for pack in stored), written],
                 fields=fields,
+                expected=expected,
             )
         )
         repo.index_packs(stored)

@@ -20,6 +20,7 @@ from imagefs.images.sealing import Sealer
 from imagefs.types import Draft, Image, Status, Visibility
 
 POLL_S = 0.05
+RELEASED_S = 1.0
 SEALED_ELSEWHERE_S = 3600.0
 """Longest wait for another process that is sealing the same draft; it may be storing 1 TiB."""
 
@@ -67,7 +68,7 @@ class Images:
         )
         check_collections(image)
         if draft:
-            image = replace(image, status=Status.SAVING, draft=Draft(gen=1), draft_gen=1)
+            image = replace(image, status=Status.SAVING, draft=self._new_draft(1), draft_gen=1)
         with self._catalog.transaction():
             image = self._catalog.images.add(image)
             if draft:
@@ -113,12 +114,15 @@ class Images:
             if image.status != Status.QUEUED:
                 raise Refused(f"Image {image.id} is {image.status}: it cannot take data.")
             gen = image.draft_gen + 1
-            return replace(image, status=Status.SAVING, draft=Draft(gen=gen), draft_gen=gen)
+            return replace(image, status=Status.SAVING, draft=self._new_draft(gen), draft_gen=gen)
 
         with self._catalog.transaction():
             image = self._catalog.images.update(image_id, begun, Op.DRAFT)
             self.repo.staging.create(image.id, image.draft_gen)
         return image
+
+    def _new_draft(self, gen: int) -> Draft:
+        return Draft(gen=gen, writer=self.repo.session.id)
 
     def update_draft(self, image_id: UUID, change: Change) -> Image:
         """The record with its draft changed; Refused when there is none any more."""
@@ -139,14 +143,17 @@ class Images:
 
         A draft that settles while another sealer has stored it already is committed by that one at once.
         """
-        deadline = time.monotonic() + SEALED_ELSEWHERE_S
+        begun = time.monotonic()
+        deadline = begun + SEALED_ELSEWHERE_S
         while True:
             try:
                 return self.sealer.seal(image_id)
             except Busy:
                 image = self.get(image_id)
-                sealer = image.draft.sealer if image.draft else None
-                if sealer is None or self.repo.opens.writers(image.data_ino) or time.monotonic() > deadline:
+                if self.repo.opens.writers(image.data_ino):
+                    # close(2) returns before the kernel sends its RELEASE: 20 to 70 ms were seen.
+                    deadline = min(deadline, begun + RELEASED_S)
+                if time.monotonic() > deadline:
                     raise
             with contextlib.suppress(Sealed):
                 self.update_draft(image_id, drafts.hurried)

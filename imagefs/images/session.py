@@ -53,7 +53,13 @@ class Session:
     """This process's session. `kind` is mount, cli or rest."""
 
     def __init__(
-        self, directory: Path, catalog: Catalog, kind: str, *, id: UUID | None = None, lock_fd: int | None = None
+        self,
+        directory: Path,
+        catalog: Catalog,
+        kind: str,
+        *,
+        id: UUID | None = None,
+        lock_fd: int | None = None,
     ) -> None:
         """Joins the session `id` whose lock `lock_fd` holds, or begins a new one."""
         self.id = id or uuid4()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from uuid import UUID
 
 from imagefs.catalog import Attrs, Sibling, Siblings
 from imagefs.errors import InvalidValue, NotADirectory, NotEmpty, NotFound, NotText, Refused
-from imagefs.images.opens import Handle, is_writable
 from imagefs.tree.attr import Attr, Entry, SetAttr, exists, of_data, of_image_directory
 from imagefs.tree.files import metadata_attr, sibling_attr
 from imagefs.tree.nodes import Change, Context, Directory
@@ -184,9 +182,7 @@ class ImageDirectory(Directory):
         if attrs.status not in {Status.QUEUED, Status.SAVING}:
             raise Refused(f"Image {self.image_id} is {attrs.status}: it takes no more data.")
         uid, gid = self.context.owner(caller)
-        record = Image(
-            id=self.image_id, status=Status.SAVING, uid=uid, gid=gid, mode=mode, draft=Draft(gen=0)
-        )
+        record = Image(id=self.image_id, status=Status.SAVING, uid=uid, gid=gid, mode=mode, draft=Draft(gen=0))
         sibling = self._siblings.add(self.image_id, text(name), record)
         self.context.repo.staging.create(self.image_id, sibling.gen)
 

@@ -44,9 +44,7 @@ class ByName(Directory):
         uid, gid = context.owner(caller)
         with context.catalog.transaction():
             self.require_absent(name)
-            context.images.create(
-                name=entries.decode(name), draft=True, uid=uid, gid=gid, mode=mode, **context.fields
-            )
+            context.images.create(name=entries.decode(name), draft=True, uid=uid, gid=gid, mode=mode, **context.fields)
 
     def remove_file(self, name: bytes) -> None:
         """Deletes the image (S7)."""

@@ -25,6 +25,7 @@ from imagefs.errors import (
     IsADirectory,
     NameTooLong,
     NotADirectory,
+    Sealed,
     Stale,
 )
 from imagefs.images.opens import Handle, OpenFiles
@@ -138,9 +139,7 @@ class Tree:
         """Deletes an image that has no data. NotFound, NotADirectory, NotEmpty, Protected."""
         self._directory(parent, name).remove_directory(name)
 
-    def rename(
-        self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, caller: Caller
-    ) -> None:
+    def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, caller: Caller) -> None:
         """Another name in the same directory (S6). `flags` is RENAME_NOREPLACE or 0.
 
         NotFound, Exists, Refused, Protected, Sealed, InvalidValue; CrossDirectory between directories,
@@ -158,6 +157,9 @@ class Tree:
             if replaced.is_dir != moved.is_dir:
                 raise (IsADirectory if replaced.is_dir else NotADirectory)(f"{new!r} is in the way.")
         if old_parent != new_parent:
+            if replaced is not None and replaced.keep and new_parent != Ino.BY_NAME:
+                # CrossDirectory would make `mv` remove the target before it copies.
+                raise Sealed(f"{new!r} is sealed data: nothing takes its place.")
             raise CrossDirectory("A file cannot move between these directories; it can be copied.")
         source.rename(old, new, overwrite=not flags & RENAME_NOREPLACE)
 

@@ -82,9 +82,7 @@ def test_an_object_may_be_empty(store: Store, empty: bytes | list[bytes]) -> Non
         (5, 0, b""),
     ],
 )
-def test_a_range_is_what_the_object_has_of_it(
-    store: Store, offset: int, length: int | None, expected: bytes
-) -> None:
+def test_a_range_is_what_the_object_has_of_it(store: Store, offset: int, length: int | None, expected: bytes) -> None:
     store.put(PACK, b"0123456789")
     assert store.get(PACK, offset, length) == expected
 

@@ -104,9 +104,9 @@ class Power:
 
     def _garble(self, directory: Path) -> None:
         """LMDB without sync: the file may be torn anywhere, unless it was closed as clean."""
-        boot = directory / "boot"
-        if boot.exists() and not boot.read_bytes().startswith(b"clean"):
-            with (directory / "data.mdb").open("r+b") as file:
+        boot, data = directory / "boot", directory / "data.mdb"
+        if data.exists() and not (boot.exists() and boot.read_bytes().startswith(b"clean")):
+            with data.open("r+b") as file:
                 file.write(b"\xff" * 65536)
 
     def _lost(self) -> bool:

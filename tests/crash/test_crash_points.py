@@ -16,7 +16,10 @@ def zygote() -> Iterator[Zygote]:
     # What a kill leaves does not depend on the disk, and a power cut is played: in memory it is ten times as quick.
     memory = Path("/dev/shm")
     place = memory if memory.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="imagefs-", dir=place) as directory, Zygote(Path(directory)) as zygote:
+    with (
+        tempfile.TemporaryDirectory(prefix="imagefs-", dir=place) as directory,
+        Zygote(Path(directory)) as zygote,
+    ):
         yield zygote
 
 

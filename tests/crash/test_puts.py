@@ -58,7 +58,9 @@ def require_sealed_and_clean(it: Opened, image_id: UUID) -> None:
     assert not it.objects()
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind.name}-{fault.nth}-{fault.prefix}{fault.amount}")
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=lambda fault: f"{fault.kind.name}-{fault.nth}-{fault.prefix}{fault.amount}"
+)
 def test_a_put_that_fails_leaves_a_draft(it: Opened, fault: Fault) -> None:
     old = it.sealed("old", OLD)
     new = it.draft("new", NEW)
@@ -104,7 +106,16 @@ def test_death_in_a_put_that_is_not_atomic(repo_dir: Path, prefix: str, nth: int
     with opened(repo_dir) as it:
         old = it.sealed("old", OLD)
         new = it.draft("new", NEW)
-    command = [sys.executable, "-m", "tests.crash.torn", str(repo_dir), str(new), prefix, str(nth), str(amount)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.crash.torn",
+        str(repo_dir),
+        str(new),
+        prefix,
+        str(nth),
+        str(amount),
+    ]
     died = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
     assert died.returncode == END
     with opened(repo_dir) as it:

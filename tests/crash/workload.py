@@ -184,9 +184,7 @@ def _was_set(model: Model) -> None:
 
 
 def _delete(image_id: UUID) -> Operation:
-    return Operation(
-        f"delete {image_id}", lambda work: work.images.delete(image_id), lambda model: model.pop(image_id)
-    )
+    return Operation(f"delete {image_id}", lambda work: work.images.delete(image_id), lambda model: model.pop(image_id))
 
 
 def _declare(work: Work) -> None:

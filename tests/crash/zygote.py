@@ -104,9 +104,10 @@ def kill(path: Path, after_s: float) -> dict[str, Any]:
     begun = time.monotonic()
     worker, collector = started(work), started(collect)
     try:
-        while time.monotonic() - begun < after_s and os.waitid(
-            os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT
-        ) is None:
+        while (
+            time.monotonic() - begun < after_s
+            and os.waitid(os.P_PID, worker, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        ):
             time.sleep(0.002)
     finally:
         for pid in (worker, collector):

@@ -48,9 +48,7 @@ busybox poweroff -f
 def _module_files(root: Path) -> dict[str, Path]:
     """Every module's file under the unpacked kernel package, by its name with underscores."""
     return {
-        path.name.split(".ko")[0].replace("-", "_"): path
-        for path in sorted(root.glob("**/*.ko*"))
-        if path.is_file()
+        path.name.split(".ko")[0].replace("-", "_"): path for path in sorted(root.glob("**/*.ko*")) if path.is_file()
     }
 
 

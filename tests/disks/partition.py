@@ -29,9 +29,7 @@ def format_root(disk: Path, size: int, root: str | Path) -> None:
 
 def partition_table(size: int) -> bytes:
     """The MBR's last 66 bytes: one active Linux partition to the end of the disk, and the signature."""
-    whole = struct.pack(
-        "<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", START, size // SECTOR - START
-    )
+    whole = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", START, size // SECTOR - START)
     return whole + bytes(48) + b"\x55\xaa"
 
 

@@ -90,9 +90,7 @@ def _build_mini(home: Path) -> None:
     payload = _payload(root / "payload", 6 * MIB)
     (root / "boots").write_text("0\n")
     partition.format_root(home / "disk.raw", 128 * MIB, root)
-    partition.install_grub(
-        home / "disk.raw", tools, "console=ttyS0 quiet panic=-1", "/boot/vmlinuz", "/boot/initrd"
-    )
+    partition.install_grub(home / "disk.raw", tools, "console=ttyS0 quiet panic=-1", "/boot/vmlinuz", "/boot/initrd")
     _finish(home, payload)
 
 
@@ -145,9 +143,7 @@ def _disk_of_tree(home: Path, tree: Path, tools: Path) -> None:
     for name in ("vmlinuz", "initrd"):
         shutil.copy(home / name, root / "boot" / name)
     partition.format_root(home / "disk.raw", 2048 * MIB, root)
-    partition.install_grub(
-        home / "disk.raw", tools, "root=/dev/vda1 rw console=ttyS0", "/boot/vmlinuz", "/boot/initrd"
-    )
+    partition.install_grub(home / "disk.raw", tools, "root=/dev/vda1 rw console=ttyS0", "/boot/vmlinuz", "/boot/initrd")
 
 
 def mini() -> Disk:

@@ -73,7 +73,8 @@ def test_an_object_that_is_gone(it: Opened, prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "rule"), [("packs/", "footers_agree"), ("maps/", "manifests_agree"), ("log/", "log_objects_verify")]
+    ("prefix", "rule"),
+    [("packs/", "footers_agree"), ("maps/", "manifests_agree"), ("log/", "log_objects_verify")],
 )
 def test_an_object_that_has_changed(it: Opened, prefix: str, rule: str) -> None:
     name = next(iter(it.inner.list(prefix)))

@@ -98,7 +98,6 @@ class TestErrors:
         assert it.read(draft) == MIXED
 
 
-
 class TestDamagedObjects:
     """Something on the disk changed: the image that needs it is hit, by name in the log, and no other."""
 
@@ -162,9 +161,7 @@ class TestDamagedObjects:
                 damaged += 1
         assert damaged >= 5
 
-    def test_a_store_that_loses_what_it_took_is_found_out(
-        self, it: Opened, expect_log: Callable[[str], None]
-    ) -> None:
+    def test_a_store_that_loses_what_it_took_is_found_out(self, it: Opened, expect_log: Callable[[str], None]) -> None:
         good = it.sealed("good", noise(100_000, 2))
         it.plan.add(Fault("put", Kind.LOST, 1, "packs/"))
         bad = it.sealed("bad", noise(100_000, 1))

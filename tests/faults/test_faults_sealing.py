@@ -198,7 +198,13 @@ class TestTogether:
                 time.sleep(0.001)
 
         with ThreadPoolExecutor(6) as pool:
-            works: list[Callable[[], None]] = [lambda: sealing(1), lambda: sealing(2), deleting, collecting, reading]
+            works: list[Callable[[], None]] = [
+                lambda: sealing(1),
+                lambda: sealing(2),
+                deleting,
+                collecting,
+                reading,
+            ]
             for work in [pool.submit(work) for work in works]:
                 work.result(60)
         for image_id, content in sealed.items():
@@ -221,7 +227,11 @@ class TestTogether:
             for number, draft in enumerate(drafts):
                 command = [sys.executable, "-c", code, str(repo_dir), str(draft)]
                 other = subprocess.Popen(
-                    command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                    command,
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
                 )
                 time.sleep(0.2 * number)
                 try:
@@ -234,7 +244,6 @@ class TestTogether:
                 assert it.read(draft) == noise(200_000, number)
             it.collect()
             assert not fsck.check(it.repo)
-
 
 
 def _wait_until(reached: Callable[[], bool]) -> None:

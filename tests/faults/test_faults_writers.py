@@ -65,7 +65,8 @@ def state(it: Opened, image: Image) -> tuple[str | None, bool]:
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("SIGTERM", "signal 15"), ("SIGKILL", "signal 9"), ("SIGINT", "signal 2"), (3, "status 3")]
+    ("how", "reason"),
+    [("SIGTERM", "signal 15"), ("SIGKILL", "signal 9"), ("SIGINT", "signal 2"), (3, "status 3")],
 )
 def test_a_writer_that_ends_badly_disarms(
     it: Opened, writer: subprocess.Popen[bytes], how: str | int, reason: str

@@ -76,9 +76,7 @@ class TestFileStore:
         assert store.get(NAME, 2, 6) == b"234"
         store.close()
 
-    def test_an_object_is_durable_before_it_has_its_name(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_object_is_durable_before_it_has_its_name(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """File, then name, then every directory that got an entry, outermost first."""
         done: list[str] = []
 
@@ -87,9 +85,7 @@ class TestFileStore:
 
             def recorded(*args: object) -> object:
                 about = args[-1]
-                name = (
-                    str(Path(f"/proc/self/fd/{about}").readlink()) if isinstance(about, int) else str(about)
-                )
+                name = str(Path(f"/proc/self/fd/{about}").readlink()) if isinstance(about, int) else str(about)
                 relative = os.path.relpath(name, path.parent)
                 done.append(f"{call} {re.sub('[.][0-9a-f]+[.]tmp', '.tmp', relative)}")
                 return real(*args)

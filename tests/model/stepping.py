@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -168,29 +169,34 @@ class SteppedEnvironment(Environment):
         return super().read()
 
 
+class SteppedPool(ThreadPoolExecutor):
+    """Threads that belong to the actor that made them."""
+
+    def __init__(self, workers: int, thread_name_prefix: str = "") -> None:
+        super().__init__(workers, thread_name_prefix, _belong_to, (_running.actor,))
+
+
+def _belong_to(actor: Actor | None) -> None:
+    _running.actor = actor
+
+
 class SteppedStore:
-    """A store whose calls are steps of one actor at a time, also from threads that the actor started."""
+    """A store whose calls are steps."""
 
     def __init__(self, inner: Store) -> None:
         self.name = inner.name
         self._inner = inner
-        self.actor: Actor | None = None
-
-    def _step(self, label: str) -> None:
-        actor = _running.actor or self.actor
-        if actor is not None and _running.depth == 0:
-            actor.pause(label)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        self._step(f"store.get {name}")
+        _pause(f"store.get {name}")
         return self._inner.get(name, offset, length)
 
     def put(self, name: str, parts: Any) -> None:
-        self._step(f"store.put {name}")
+        _pause(f"store.put {name}")
         self._inner.put(name, parts)
 
     def delete(self, name: str) -> None:
-        self._step(f"store.delete {name}")
+        _pause(f"store.delete {name}")
         self._inner.delete(name)
 
     def size(self, name: str) -> int:
@@ -207,18 +213,3 @@ class SteppedStore:
 
     def purge(self) -> int:
         return 0
-
-
-def preempted(make: Callable[[], Sequence[Actor]], order: Sequence[int], runs: Sequence[int]) -> list[Actor]:
-    """Runs actors in this order, the nth for `runs[n]` steps; then all that are left, each to its end.
-
-    `order` may name an actor twice. Returns the actors.
-    """
-    actors = list(make())
-    for number, steps in zip(order, runs, strict=False):
-        for _ in range(steps):
-            if not actors[number].step():
-                break
-    for number in (*order, *range(len(actors))):
-        actors[number].finish()
-    return actors

@@ -150,9 +150,7 @@ class CatalogMachine(RuleBasedStateMachine):
     def unlink_data(self, image: UUID, back: bool) -> None:
         known = self.known.get(image)
         if known is not None and known.status == Status.ACTIVE:
-            self.catalog.images.update(
-                image, lambda i: replace(i, status=Status.PENDING_DELETE), Op.UNLINK_DATA
-            )
+            self.catalog.images.update(image, lambda i: replace(i, status=Status.PENDING_DELETE), Op.UNLINK_DATA)
             known.status = Status.PENDING_DELETE
             if back:
                 self.catalog.images.update(image, lambda i: replace(i, status=Status.ACTIVE))
@@ -358,9 +356,7 @@ class CatalogMachine(RuleBasedStateMachine):
         listed = self.catalog.images.walk(Kind.DATA)
         assert {attrs.id for _, attrs in listed} == shown
         assert len({attrs.entry for _, attrs in listed}) == len(shown)
-        assert all(
-            attrs.entry and self.catalog.images.by_entry(attrs.entry) == attrs.id for _, attrs in listed
-        )
+        assert all(attrs.entry and self.catalog.images.by_entry(attrs.entry) == attrs.id for _, attrs in listed)
         for tag in ("t", "v,w"):
             found = self.catalog.images.query(Query(tags=(tag,), sort="name"))
             assert {image.id for image in found} == {i for i, known in alive.items() if tag in known.tags}
@@ -390,9 +386,7 @@ def _unspelt(entry: bytes) -> bool:
 
 def test_the_catalog_is_a_dictionary() -> None:
     examples = settings().max_examples // 2
-    run_state_machine_as_test(
-        CatalogMachine, settings=settings(stateful_step_count=30, max_examples=examples)
-    )
+    run_state_machine_as_test(CatalogMachine, settings=settings(stateful_step_count=30, max_examples=examples))
     wanted = {
         "cloned", "deleted", "deleted sealed", "finalised", "object deleted", "packs gone", "promoted",
         "replaced", "sealed", "sealed with hits",

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
@@ -40,7 +39,7 @@ def world() -> Iterator[World]:
 
 
 def seal(world: World, process: Process) -> Actor:
-    return process.acts(lambda: process.images.seal(world.new))
+    return process.acts(lambda: process.images.sealer.seal(world.new))
 
 
 def collect(world: World, process: Process) -> Actor:
@@ -181,7 +180,7 @@ class TestTraces:
         first = set(world.store.list("packs/"))
         writer.die()
         world.run(collect(world, other))
-        world.run(other.acts(lambda: other.images.seal(world.new)))
+        world.run(other.acts(lambda: other.images.sealer.seal(world.new)))
         puts = [step for step in other.actors[-1].trail if step.startswith("store.put packs/")]
         assert puts
         assert not {step.removeprefix("store.put ") for step in puts} & first
@@ -358,11 +357,26 @@ class TestTraces:
     def test_who_comes_second_to_seal_finds_it_sealed(self, world: World) -> None:
         """Both ask for the same: `imagefs seal` while the mount seals by itself."""
         first, second = world.process("first"), world.process("second")
-        late = second.acts(lambda: second.images.seal(world.new), fine=True)
+        late = second.acts(lambda: second.images.sealer.seal(world.new), fine=True)
         late.through("Images")  # it has seen the draft
         world.run(seal(world, first))
         with refused(Busy, SealBlocked):
             world.run(late)
+        world.settle()
+
+    @pytest.mark.parametrize("stop", ["reserve", "put pack", "put manifest", "commit"])
+    def test_two_threads_of_one_process_seal_the_same_draft(self, world: World, stop: str) -> None:
+        """The mount seals by itself while somebody sets `user.imagefs.seal`: they are one session."""
+        first, gc = world.process("first"), world.process("gc")
+        w = first.acts(lambda: first.images.sealer.seal(world.new))
+        STOPS[stop](w)
+        other = first.acts(lambda: first.images.sealer.seal(world.new))
+        with refused(Busy, SealCancelled):
+            world.run(other)
+        world.run(gc.acts(lambda: world.sweep(gc, None)))
+        with refused(Busy, SealCancelled):
+            world.run(w)
+        assert world.catalog.images.get(world.new).status == Status.ACTIVE, "one of them seals it"
         world.settle()
 
     def test_two_collectors_do_not_disturb_each_other(self, world: World) -> None:
@@ -382,7 +396,7 @@ class TestTraces:
 
 
 def _seal(world: World) -> Callable[[Process], object]:
-    return lambda process: process.images.seal(world.new)
+    return lambda process: process.images.sealer.seal(world.new)
 
 
 def _seal_if_it_lasts(world: World) -> Callable[[Process], object]:
@@ -390,7 +404,7 @@ def _seal_if_it_lasts(world: World) -> Callable[[Process], object]:
 
     def body(process: Process) -> None:
         with refused(SealCancelled, SealBlocked, NotFound, Busy, InvalidValue):
-            process.images.seal(world.new)
+            process.images.sealer.seal(world.new)
 
     return body
 
@@ -636,13 +650,23 @@ def wander(world: World, seeds: range) -> None:
             raise
         world.begin()
     world.settle()
-    wanted = ("redone", "released", "reaped", "cancelled", "cloned", "collected", "death", "take over", "kept open")
+    wanted = (
+        "redone",
+        "released",
+        "reaped",
+        "cancelled",
+        "cloned",
+        "collected",
+        "death",
+        "take over",
+        "kept open",
+    )
     assert not {event for event in wanted if events[event] < len(seeds) // 100}, events
 
 
 @pytest.mark.timeout(120)
 def test_random_interleavings(world: World) -> None:
-    wander(world, range(300))
+    wander(world, range(200))
 
 
 @pytest.mark.slow

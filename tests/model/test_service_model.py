@@ -136,7 +136,12 @@ class ServiceMachine(RuleBasedStateMachine):
                 self._open(image_id, flags)
 
     @precondition(lambda self: self._writers())
-    @rule(pick=PICKS, how=st.sampled_from(["write", "write", "truncate", "fsync"]), offset=OFFSETS, content=CONTENTS)
+    @rule(
+        pick=PICKS,
+        how=st.sampled_from(["write", "write", "truncate", "fsync"]),
+        offset=OFFSETS,
+        content=CONTENTS,
+    )
     def change(self, pick: int, how: str, offset: int, content: list[int]) -> None:
         held = _choose(self._writers(), pick)
         if how == "write":

@@ -425,9 +425,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert self.tree.read(name) == image.content
 
 
-TreeMachine.TestCase.settings = settings(
-    max_examples=settings().max_examples * 2 // 3, stateful_step_count=30
-)
+TreeMachine.TestCase.settings = settings(max_examples=settings().max_examples * 2 // 3, stateful_step_count=30)
 TestTree = TreeMachine.TestCase
 
 

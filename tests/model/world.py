@@ -11,6 +11,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,7 +20,7 @@ from imagefs.blocks.packs import object_name
 from imagefs.catalog import PackState
 from imagefs.config import Config
 from imagefs.errors import ImagefsError, InvalidValue, NotFound, Stale
-from imagefs.images import drafts, fsck, recovery
+from imagefs.images import drafts, fsck, ingest, recovery
 from imagefs.images.gc import Collector
 from imagefs.images.listing import with_status
 from imagefs.images.logs import LogFlusher
@@ -32,7 +33,7 @@ from imagefs.images.tail import LogTail
 from imagefs.stores import MemoryStore
 from imagefs.types import BLOCK, Caller, Image, Kind, Status
 from tests.content import noise
-from tests.model.stepping import Actor, SteppedEnvironment, SteppedStore, atomic
+from tests.model.stepping import Actor, SteppedEnvironment, SteppedPool, SteppedStore, atomic
 
 USER = Caller(0, 0)
 NOW = Config(sampling=1)
@@ -72,9 +73,8 @@ class Process:
         self.tail = LogTail(repo, self.files, ())
 
     def acts(self, body: Callable[[], Any], *, fine: bool = False) -> Actor:
-        """An actor that is this process; it does one thing at a time."""
+        """Something that a thread of this process does."""
         actor = Actor(self.name, body, fine=fine)
-        self.store.actor = actor
         self.actors.append(actor)
         return actor
 
@@ -88,7 +88,6 @@ class Process:
         for actor in self.actors:
             actor.kill()
         self.actors.clear()
-        self.store.actor = None
         _close_files(self.files)
 
     def die(self) -> None:
@@ -110,7 +109,6 @@ class Process:
         """Ends as it should; nothing of a dead one is left to end."""
         if self.alive:
             self.alive = False
-            self.store.actor = None
             _close_files(self.files)
             self.repo.opens.drop(self.session.id)
             self.session.close()
@@ -134,6 +132,7 @@ class World:
         self.repo.store.close()
         self.repo.catalog.env.__class__ = SteppedEnvironment
         self.store = MemoryStore()
+        ingest.ThreadPoolExecutor = SteppedPool  # type: ignore[attr-defined]
         self.processes: list[Process] = []
         self.seed = 0
         self.contents: dict[UUID, bytes] = {}
@@ -143,6 +142,7 @@ class World:
         for process in self.processes:
             process.end()
         self.repo._close_files()
+        ingest.ThreadPoolExecutor = ThreadPoolExecutor  # type: ignore[attr-defined]
 
     @property
     def catalog(self) -> Any:
@@ -162,7 +162,7 @@ class World:
         shared = noise(2 * BLOCK, 2 * self.seed)
         maker = self.process("maker")
         self.old = self.draft(maker, "old", shared)
-        maker.images.seal(self.old)
+        maker.images.sealer.seal(self.old)
         self.new = self.draft(maker, "new", shared + bytes(BLOCK) + noise(1000, 2 * self.seed + 1))
         maker.end()
         self.processes.clear()
@@ -260,7 +260,7 @@ class World:
         self._require_only(self._expected())
         last = self.process("last")
         for image in list(with_status(self.catalog, Status.SAVING)):
-            last.images.seal(image.id)
+            last.images.sealer.seal(image.id)
             self.check()
         for image in list(with_status(self.catalog, Status.ACTIVE)):
             assert self.read(last, image.id), f"{image.name} cannot be opened"
@@ -274,7 +274,17 @@ class World:
             process.end()
         assert not self.catalog.sessions.list(), "sessions left"
         info = self.catalog.info()
-        tables = ("images", "by_ino", "entry", "unlinked", "maps", "mapseg", "packs", "pack_name", "pack_owner")
+        tables = (
+            "images",
+            "by_ino",
+            "entry",
+            "unlinked",
+            "maps",
+            "mapseg",
+            "packs",
+            "pack_name",
+            "pack_owner",
+        )
         tables += ("frames", "trash", "doomed", "seals", "holds", "sibling", "map_uuid")
         left = {name: info[name] for name in tables if info[name]}
         assert not left, f"rows left: {left}"

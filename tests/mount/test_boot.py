@@ -77,8 +77,7 @@ def test_boot_of_an_overlay(mount: Mounted, mini_disk: Disk, tmp_path: Path) -> 
 def test_two_guests_at_once(mount: Mounted, mini_disk: Disk, tmp_path: Path) -> None:
     image = mount.by_name / "mini.raw"
     guests = [
-        start(image, tmp_path / f"console-{number}", fmt="raw", cache="none", snapshot=True)
-        for number in range(2)
+        start(image, tmp_path / f"console-{number}", fmt="raw", cache="none", snapshot=True) for number in range(2)
     ]
     try:
         for guest in guests:

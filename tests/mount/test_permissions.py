@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.mounted import TRANSPORTS, Mounted, fails, ok, run
+from tests.mounted import TRANSPORTS, Mounted, fails, ok, run, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user can only be played by root")
 
@@ -64,13 +65,45 @@ def test_a_mount_can_belong_to_another_user(public_directory: Path, transport: s
         mounted.wait_status(image)
         assert (image.stat().st_uid, image.stat().st_gid) == (65534, 65534)
         assert mounted.by_name.stat().st_uid == 65534
-        ok("setfattr", "-n", "user.property.mine", "-v", "1", image, **NOBODY)
-        assert mounted.attribute(image, "user.property.mine") == "1"
+        # Not on the sealed file: the kernel wants write permission, and it has no write bits for anybody.
         directory = mounted.images / str(mounted.id(image))
-        ok("setfattr", "-n", "user.property.mine", "-v", "2", directory, **NOBODY)
+        ok("setfattr", "-n", "user.property.mine", "-v", "1", directory, **NOBODY)
+        assert mounted.attribute(image, "user.property.mine") == "1"
         ok("mv", image, mounted.by_name / "moved", **NOBODY)
         ok("rm", "-f", mounted.by_name / "moved", **NOBODY)
         assert os.listdir(mounted.by_name) == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_mount_by_somebody_else_than_root(public_directory: Path, transport: str) -> None:
+    """Through fusermount3. The one capability lets nobody read wherever this Python is installed."""
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed (Debian: fuse3)")
+    if os.stat("/dev/fuse").st_mode & 0o006 != 0o006:
+        pytest.skip("only root may open /dev/fuse here; Debian's udev makes it mode 0666")
+    mounted = Mounted(public_directory, transport=transport)
+    capability = "+dac_read_search"
+    mounted.prefix = (
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+        *(f"--inh-caps={capability}", f"--ambient-caps={capability}"),
+    )
+    for path in (mounted.base, mounted.path, mounted.outside):
+        os.chown(path, 65534, 65534)
+    image, copy = mounted.by_name / "mine", mounted.outside / "copy"
+    with mounted:
+        fails("ls", mounted.path, says="Permission denied")
+        ok("cp", "/etc/services", image, **NOBODY)
+        get = ["getfattr", "--only-values", "-n", "user.image.status", image]
+        wait_until(lambda: run(*get, **NOBODY).stdout == "active", 20, "the image")
+        ok("cp", image, copy, **NOBODY)
+        ok("cmp", "/etc/services", copy)
+        shown = ["stat", "-c", "%u %a", image]
+        wait_until(lambda: ok(*shown, **NOBODY) == "65534 444\n", 1.5, "sealed data to have no write bits")
+        fails("sh", "-c", f"echo x >> {image}", says="denied", **NOBODY)
+        mounted.umount()
+        mounted.mount()
+        ok("cmp", "/etc/services", image, **NOBODY)
+        ok("rm", "-f", image, **NOBODY)
 
 
 def test_without_allow_other_nobody_else_sees_it(public_directory: Path) -> None:

@@ -58,9 +58,7 @@ def test_convert_into_the_mount_and_out_again(mount: Mounted, disk: Path, kind: 
 
 
 @pytest.mark.parametrize("kind", ["raw", "qcow2", "vdi"])
-def test_copied_in_and_unmounted_it_is_the_same_file(
-    own_mount: Mounted, disk: Path, tmp_path: Path, kind: str
-) -> None:
+def test_copied_in_and_unmounted_it_is_the_same_file(own_mount: Mounted, disk: Path, tmp_path: Path, kind: str) -> None:
     source = tmp_path / f"disk.{kind}"
     ok("qemu-img", "convert", "-f", "raw", "-O", kind, disk, source)
     ok("cp", source, own_mount.by_name)

@@ -70,9 +70,7 @@ def test_ten_thousand_images(mounted: Mounted) -> None:
     mounted.remount()
     cold = listing_seconds(mounted)
     warm = min(listing_seconds(mounted) for _ in range(3))
-    print(
-        f"10,000: mkdir {made:.1f} s (fdatasync {sync * 1000:.2f} ms), ls -l {cold:.2f} s, warm {warm:.2f} s"
-    )
+    print(f"10,000: mkdir {made:.1f} s (fdatasync {sync * 1000:.2f} ms), ls -l {cold:.2f} s, warm {warm:.2f} s")
     assert made < 20 + 10_000 * sync
     assert cold < 1
     assert warm < 0.3
@@ -122,9 +120,7 @@ def test_a_gibibyte_in_and_out(mounted: Mounted) -> None:
     returned = time.monotonic() - started
     mounted.wait_status(image, deadline=300)
     active = time.monotonic() - started - mounted.settle
-    warm_native, warm = (
-        min(timed(lambda path=path: read_all(path)) for _ in range(3)) for path in (native, image)
-    )
+    warm_native, warm = (min(timed(lambda path=path: read_all(path)) for _ in range(3)) for path in (native, image))
     mounted.umount()
     evict_local_copies(mounted)
     drop_caches()

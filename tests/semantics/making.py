@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
 
 from tests.mounted import Mounted
@@ -18,8 +20,15 @@ def draft(mount: Mounted, name: str, content: bytes) -> Path:
 
 
 def seal(path: Path) -> None:
-    """Seals at once, as `setfattr` does."""
-    os.setxattr(path, "user.imagefs.seal", b"1")
+    """Seals at once, as `setfattr` does. The kernel tells of the last close a moment after close(2)."""
+    deadline = time.monotonic() + 2
+    while True:
+        try:
+            return os.setxattr(path, "user.imagefs.seal", b"1")
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def sealed(mount: Mounted, name: str, content: bytes) -> Path:

@@ -96,6 +96,7 @@ def test_a_copy_of_a_sparse_file(mount: Mounted) -> None:
     assert stored(mount) == before
 
 
+@pytest.mark.fd_leak("the module's mount is another one afterwards")
 def test_damaged_bytes(mount: Mounted) -> None:
     """S11: Everything read from the backend is verified before a byte of it is handed on; what cannot be
     verified is EIO, never wrong bytes.
@@ -171,10 +172,7 @@ def test_hashes(mount: Mounted) -> None:
     wait_until(lambda: mount.attribute(path, "user.image.checksum"), 20, "the hashes")
 
     def hashes(of: Path) -> list[str | None]:
-        return [
-            mount.attribute(of, f"user.image.{name}")
-            for name in ("checksum", "os_hash_algo", "os_hash_value")
-        ]
+        return [mount.attribute(of, f"user.image.{name}") for name in ("checksum", "os_hash_algo", "os_hash_value")]
 
     expected = [hashlib.md5(content).hexdigest(), "sha512", hashlib.sha512(content).hexdigest()]
     assert hashes(path) == expected

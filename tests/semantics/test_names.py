@@ -114,10 +114,13 @@ def test_a_temporary_file_renamed_into_place(mount: Mounted) -> None:
         ok("cmp", source, target)
         assert not [name for name in os.listdir(target.parent) if name.startswith(".")]
     fails("rsync", "-a", "--ignore-times", source, unnamed, says="Operation not permitted")
-    temporary = mount.by_name / ".placed.tmp"
+    sealing = data(mount, b"sealed" * 999)
+    temporary = sealing.with_name(".data.tmp")
     temporary.write_bytes(b"another")
-    fails("mv", temporary, unnamed)
-    ok("cmp", source, unnamed)
+    seal(sealing)
+    with pytest.raises(PermissionError, match="Operation not permitted"):
+        temporary.rename(sealing)
+    assert sealing.read_bytes() == b"sealed" * 999
 
 
 def test_unlinking_a_name(mount: Mounted) -> None:
@@ -330,7 +333,5 @@ def test_modes_owners_and_times(mount: Mounted) -> None:
     assert status.st_mtime_ns == 1_500_000_000_987_654_321
     assert mount.attribute(path, "user.image.owner") == "a-project"
     assert mount.attribute(path, "user.image.visibility") == "shared"
-    out = subprocess.run(
-        ["getfattr", "-d", path], capture_output=True, text=True, timeout=20, check=True
-    ).stdout
+    out = subprocess.run(["getfattr", "-d", path], capture_output=True, text=True, timeout=20, check=True).stdout
     assert 'user.image.owner="a-project"' in out

@@ -136,7 +136,7 @@ def test_nobody_has_it_open_or_mapped(mount: Mounted) -> None:
         for path in (held, mapped):
             assert mount.image_status(path) == "saving"
             with pytest.raises(OSError, match="busy"):
-                seal(path)
+                os.setxattr(path, "user.imagefs.seal", b"1")
         holder.stdin.close()
         assert holder.wait(20) == 0
     mount.wait_status(held)
@@ -178,6 +178,9 @@ def test_sealing_now(unmounted: Mounted) -> None:
     mount = unmounted
     mount.settle = 60
     mount.mount()
+    for number in range(20):
+        (mount.by_name / str(number)).write_bytes(b"closed" * 3000)
+        os.setxattr(mount.by_name / str(number), "user.imagefs.seal", b"1")
     one, two, wrong = (mount.by_name / name for name in ("one", "two", "wrong"))
     for path in (one, two, wrong):
         path.write_bytes(b"now" * 3000)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import errno
 import os
 import pickle
@@ -120,11 +119,7 @@ class Disk:
         self.state.slots[connection, thread] = unique, reply
 
     def get(self, connection: UUID, unique: int) -> bytes | None:
-        found = [
-            reply
-            for (of, _), (number, reply) in self.state.slots.items()
-            if (of, number) == (connection, unique)
-        ]
+        found = [reply for (of, _), (number, reply) in self.state.slots.items() if (of, number) == (connection, unique)]
         return found[0] if found else None
 
 
@@ -212,9 +207,7 @@ class Tree:
 
     def children(self, ino: int, after: int, limit: int) -> list[Entry]:
         dots = [Entry(1, b".", ino, self.attrs(ino)), Entry(2, b"..", 1, self.attrs(1))]
-        inodes = sorted(
-            (child, name) for name, child in self.directory(ino).names.items() if child + 2 > after
-        )[:limit]
+        inodes = sorted((child, name) for name, child in self.directory(ino).names.items() if child + 2 > after)[:limit]
         rest = [Entry(child + 2, name, child, self.attrs(child)) for child, name in inodes]
         return [entry for entry in dots + rest if entry.cookie > after][:limit]
 
@@ -268,9 +261,7 @@ class Tree:
         with self.disk.transaction():
             del self.disk.state.inodes[self.directory(parent).names.pop(name)]
 
-    def rename(
-        self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, caller: Caller
-    ) -> None:
+    def rename(self, old_parent: int, old: bytes, new_parent: int, new: bytes, flags: int, caller: Caller) -> None:
         if flags and new in self.directory(new_parent).names:
             raise Exists("")
         self.named(old_parent, old)

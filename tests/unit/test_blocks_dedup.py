@@ -171,8 +171,6 @@ def test_a_match_is_always_a_stored_copy(seed, sampling, lists, frames_new):
     matcher = packs.matcher(lists, frames_new)
     for _ in range(5):
         first = source.randrange(4000)
-        window = [
-            digest(n if source.random() < 0.8 else source.randrange(9000)) for n in range(first, first + 60)
-        ]
+        window = [digest(n if source.random() < 0.8 else source.randrange(9000)) for n in range(first, first + 60)]
         for wanted, place in zip(window, matcher.match(window), strict=True):
             assert place is None or packs.lists[place[0]][place[1]] == wanted

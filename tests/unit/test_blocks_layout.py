@@ -138,9 +138,7 @@ def test_an_image_can_be_read_with_the_documentation_alone(packs):
     assert sorted(table) == sorted(PACKS)
     stored = {name: read_pack(b"".join(pack.parts), name) for name, pack in zip(PACKS, packs, strict=True)}
     places = read_map(sections[3])
-    image = [
-        stored[table[places[n][0]]][places[n][1]] if n in places else bytes(BLOCK) for n in range(70_051)
-    ]
+    image = [stored[table[places[n][0]]][places[n][1]] if n in places else bytes(BLOCK) for n in range(70_051)]
     assert b"".join(image[:37]) == PLAIN[0]
     assert not any(map(any, image[37:70_037:997]))
     assert b"".join(image[70_037:]) == PLAIN[1][2 * BLOCK :]

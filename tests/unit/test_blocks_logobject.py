@@ -48,9 +48,7 @@ def test_any_batch_comes_back(records):
     assert logobject.decode(data, logobject.object_name(batch[-1].gen)).records == tuple(batch)
 
 
-@pytest.mark.parametrize(
-    "name", ["log/0000000000000005", "log/000000000000000a", "snap/0000000000000009", "log/9"]
-)
+@pytest.mark.parametrize("name", ["log/0000000000000005", "log/000000000000000a", "snap/0000000000000009", "log/9"])
 def test_another_object_under_the_name_is_damage(name):
     with pytest.raises(Damaged, match=f"{name} is another object"):
         logobject.decode(logobject.encode(REPO, 5, [ONE, TWO]), name)

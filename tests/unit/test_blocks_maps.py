@@ -107,9 +107,7 @@ def merged(found: list[Extent]) -> list[Extent]:
 def test_all_runs_of_a_map(runs):
     plain, builder = PlainList(runs), built(runs)
     found = {
-        block + n: (pack, first + n)
-        for block, pack, first, count in maprows.runs(builder.rows())
-        for n in range(count)
+        block + n: (pack, first + n) for block, pack, first, count in maprows.runs(builder.rows()) for n in range(count)
     }
     assert found == plain.places
     used = maprows.packs_of(builder.rows())
@@ -211,9 +209,7 @@ def test_a_row_of_another_gib_does_not_answer():
     assert extents(lookup_in(split), QUARTER, 1) == [Extent(ZERO_PACK, 0, 1)]
 
 
-@pytest.mark.parametrize(
-    ("pack", "first", "count"), [(ZERO_PACK, 0, 1), (-1, 0, 1), (1, -1, 1), (1, 65530, 7)]
-)
+@pytest.mark.parametrize(("pack", "first", "count"), [(ZERO_PACK, 0, 1), (-1, 0, 1), (1, -1, 1), (1, 65530, 7)])
 def test_a_place_that_no_pack_has_is_refused(pack, first, count):
     with pytest.raises(ValueError, match="cannot have"):
         MapBuilder().append(pack, first, count)

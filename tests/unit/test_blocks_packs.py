@@ -26,8 +26,7 @@ def content(nblocks: int, seed: int = 0) -> bytes:
     """Blocks of which about half compress."""
     source = random.Random(seed)
     return b"".join(
-        source.randbytes(BLOCK) if source.random() < 0.5 else source.randbytes(8) * (BLOCK // 8)
-        for _ in range(nblocks)
+        source.randbytes(BLOCK) if source.random() < 0.5 else source.randbytes(8) * (BLOCK // 8) for _ in range(nblocks)
     )
 
 
@@ -179,9 +178,7 @@ def test_an_object_shorter_than_its_size_is_damage():
         read_footer(store, NAME)
 
 
-def resealed(
-    data: bytes, footer_off: int, *, header: bytes | None = None, footer: bytes | None = None
-) -> bytes:
+def resealed(data: bytes, footer_off: int, *, header: bytes | None = None, footer: bytes | None = None) -> bytes:
     """A pack with another header or footer under a trailer that is right about them."""
     header = data[:HEADER] if header is None else header
     footer = data[footer_off:-64] if footer is None else footer
@@ -209,9 +206,7 @@ def test_headers_that_this_version_must_refuse(at, fmt, value, error):
     pack = build(content(20))
     data = object_of(pack)
     with pytest.raises(error):
-        read_footer(
-            stored(resealed(data, pack.footer_off, header=patched(data[:HEADER], at, fmt, value))), NAME
-        )
+        read_footer(stored(resealed(data, pack.footer_off, header=patched(data[:HEADER], at, fmt, value))), NAME)
 
 
 @pytest.mark.parametrize(

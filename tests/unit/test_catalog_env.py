@@ -130,10 +130,7 @@ def test_a_short_file_that_is_whole_is_opened(tmp_path: Path) -> None:
         tables = [env.open_db(b"t%d" % n) for n in range(3)]
         for _ in range(3000):
             with env.begin(write=True) as txn:
-                keys = [
-                    (rng.randbytes(rng.choice([1, 2, 8])), rng.choice(tables))
-                    for _ in range(rng.choice([3, 100]))
-                ]
+                keys = [(rng.randbytes(rng.choice([1, 2, 8])), rng.choice(tables)) for _ in range(rng.choice([3, 100]))]
                 for key, table in keys:
                     txn.put(key, bytes(rng.choice([10, 700, 5000])), db=table)
                 for key, table in keys[: rng.randrange(len(keys))]:
@@ -207,9 +204,7 @@ catalog.close()
 """
     with opened(path) as catalog, child(path, code) as one, child(path, code) as two:
         assert heard(one) == heard(two) == "ready"
-        threads = [
-            threading.Thread(target=lambda: [add(catalog, "same") for _ in range(50)]) for _ in range(2)
-        ]
+        threads = [threading.Thread(target=lambda: [add(catalog, "same") for _ in range(50)]) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -383,9 +378,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting needs root")
     place = tmp_path / "disk"
     place.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(place)], check=True, timeout=DEADLINE_S
-    )
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(place)], check=True, timeout=DEADLINE_S)
     try:
         yield place
     finally:

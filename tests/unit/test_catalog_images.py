@@ -279,10 +279,7 @@ def test_walk_is_in_inode_order_and_resumes(catalog: Catalog) -> None:
 
 
 def test_find_by_prefix(catalog: Catalog) -> None:
-    ids = [
-        UUID(f"{n:08x}-0000-4000-8000-000000000000")
-        for n in (0x12345678, 0x12345FFF, 0x1234_6000, 0xFFFFFFFF)
-    ]
+    ids = [UUID(f"{n:08x}-0000-4000-8000-000000000000") for n in (0x12345678, 0x12345FFF, 0x1234_6000, 0xFFFFFFFF)]
     for image_id in ids:
         named(catalog, None, image_id)
     assert catalog.images.find("12345") == ids[:2]

@@ -32,9 +32,7 @@ def test_every_write_has_a_row_with_the_full_record(catalog: Catalog) -> None:
     catalog.session = session(catalog)
     catalog.clock = lambda: 77
     image = named(catalog, "a")
-    renamed = catalog.images.update(
-        image.id, lambda i: replace(i, name="b", properties={"k": "v"}), Op.RENAME
-    )
+    renamed = catalog.images.update(image.id, lambda i: replace(i, name="b", properties={"k": "v"}), Op.RENAME)
     gone = catalog.images.unlink(image.id)
     rows = catalog.log.since(0)
     assert [(row.op, row.record, row.old_entry, row.old_data_ino) for row in rows] == [
@@ -112,9 +110,7 @@ def test_a_session_begins_acknowledged_and_is_joined(catalog: Catalog) -> None:
     first = uuid4()
     assert catalog.sessions.start(first, "mount", "host", "boot") == 1
     named(catalog, "b")
-    assert catalog.sessions.start(first, "mount", "host", "boot") == 1, (
-        "a next worker keeps what is acknowledged"
-    )
+    assert catalog.sessions.start(first, "mount", "host", "boot") == 1, "a next worker keeps what is acknowledged"
     (row,) = catalog.sessions.list()
     assert (row.id, row.kind, row.host, row.boot, row.ack) == (first, "mount", "host", "boot", 1)
     catalog.sessions.ack(first, 2)
@@ -134,11 +130,7 @@ def test_holds_are_added_and_taken_back(catalog: Catalog) -> None:
     assert catalog.sessions.held(a) and catalog.sessions.holds(first) == [b]
     catalog.sessions.release_hold(a, first)
     catalog.sessions.hold_pack(7, second)
-    assert (
-        catalog.sessions.pack_held(7)
-        and not catalog.sessions.pack_held(70)
-        and not catalog.sessions.pack_held(0)
-    )
+    assert catalog.sessions.pack_held(7) and not catalog.sessions.pack_held(70) and not catalog.sessions.pack_held(0)
     catalog.sessions.end(second)
     assert not catalog.sessions.held(a) and not catalog.sessions.pack_held(7) and catalog.sessions.held(b)
 

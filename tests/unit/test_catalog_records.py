@@ -99,9 +99,7 @@ def test_the_header_says_what_the_record_does() -> None:
     assert (queued.size, queued.size_or_none, queued.entry, queued.has_draft) == (0, -1, None, False)
 
 
-@given(
-    st.text(max_size=40), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4), st.binary()
-)
+@given(st.text(max_size=40), st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4), st.binary())
 def test_any_text_comes_back(name: str, properties: dict[str, str], value: bytes) -> None:
     image = Image(id=UUID(int=1), name=name, properties=properties, xattrs={"user.x": value})
     assert records.decode(records.encode(image)) == image
@@ -117,9 +115,7 @@ def test_a_newer_record_is_refused() -> None:
         records.loads(b'{"v":99,"id":"x"}')
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"{}", b"[]", b'{"v":1}', b'{"v":1,"id":"x"}', b'{"v":1,"id":5,"odd":1}']
-)
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"v":1}', b'{"v":1,"id":"x"}', b'{"v":1,"id":5,"odd":1}'])
 def test_what_is_no_record_is_damaged(raw: bytes) -> None:
     with pytest.raises(Damaged):
         records.loads(raw)

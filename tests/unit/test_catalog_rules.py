@@ -117,9 +117,7 @@ def test_what_is_wrong_is_found(tmp_path: Path, rule: str, damage: Callable[[Ben
         damage(bench)
         findings = [finding for check in rules.RULES for finding in check(catalog)]
         assert rule in {finding.rule for finding in findings}
-        assert all(
-            finding.subject and finding.message and finding.rule in str(finding) for finding in findings
-        )
+        assert all(finding.subject and finding.message and finding.rule in str(finding) for finding in findings)
 
 
 def test_every_rule_is_broken_here() -> None:

@@ -81,9 +81,7 @@ def test_commit_makes_everything_at_once(catalog: Catalog) -> None:
         None,
         commit.map_id,
     )
-    assert (
-        active.map_uuid == commit.map_uuid and active.root == commit.fields["root"] and active.draft_gen == 1
-    )
+    assert active.map_uuid == commit.map_uuid and active.root == commit.fields["root"] and active.draft_gen == 1
     assert catalog.images.get(image.id) == active
     info = catalog.maps.info(active.map_id)
     assert (info.refs, info.size, info.uuid) == (1, commit.size, commit.map_uuid)
@@ -312,9 +310,7 @@ def test_a_row_replaces_the_quarters_below_it(catalog: Catalog) -> None:
 def test_extents_over_several_gib(catalog: Catalog) -> None:
     sealer = session(catalog)
     (pack,) = own_packs(catalog, sealed(catalog, sealer))
-    image = sealed(
-        catalog, sealer, hits=[(0, 0, 3 * GIB - 2), (pack, 0, 4), (0, 0, GIB), (pack, 2, 1)], packs=0
-    )
+    image = sealed(catalog, sealer, hits=[(0, 0, 3 * GIB - 2), (pack, 0, 4), (0, 0, GIB), (pack, 2, 1)], packs=0)
     assert catalog.maps.extents(image.map_id, 3 * GIB - 3, 6) == [
         Extent(ZERO_PACK, 0, 1),
         Extent(pack, 0, 4),

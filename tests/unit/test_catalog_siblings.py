@@ -34,9 +34,7 @@ def test_a_sibling_is_a_file_of_its_own(catalog: Catalog) -> None:
     assert catalog.siblings.get(image.id, b".data.Xy") == one == catalog.siblings.by_ino(one.ino)
     assert catalog.images.by_ino(one.ino) == (image.id, Kind.SIBLING)
     assert catalog.siblings.list(image.id) == [one, two] == catalog.siblings.scan()
-    assert (
-        catalog.siblings.get(image.id, b"none") is None and catalog.siblings.get(image.id, b"x" * 500) is None
-    )
+    assert catalog.siblings.get(image.id, b"none") is None and catalog.siblings.get(image.id, b"x" * 500) is None
     assert catalog.siblings.list(uuid4()) == []
     assert [row.op for row in catalog.log.rows()] == [Op.CREATE, Op.SIBLING, Op.SIBLING]
     assert catalog.images.walk(Kind.DATA)[0][1].id == image.id
@@ -66,9 +64,7 @@ def test_changing_removing_renaming(catalog: Catalog) -> None:
     with pytest.raises(Stale):
         catalog.siblings.by_ino(second.ino)
     assert catalog.siblings.rename(image.id, b"b", b"b") == renamed
-    assert (
-        catalog.siblings.remove(image.id, b"b") == renamed and catalog.siblings.remove(image.id, b"b") is None
-    )
+    assert catalog.siblings.remove(image.id, b"b") == renamed and catalog.siblings.remove(image.id, b"b") is None
     with pytest.raises(NotFound):
         catalog.siblings.rename(image.id, b"b", b"c")
     with pytest.raises(NotFound):

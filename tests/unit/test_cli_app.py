@@ -53,9 +53,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
         "import sys; from imagefs.cli.app import cli; cli.main(['--help'], standalone_mode=False);"
         f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr.strip() == ""
 
 
@@ -67,9 +65,7 @@ def test_help_starts_at_once() -> None:
     taken = []
     for _ in range(5):  # processor time, and the best: other work on the machine is not meant
         before = processor_seconds()
-        subprocess.run(
-            [sys.executable, "-m", "imagefs", "--help"], capture_output=True, timeout=60, check=True
-        )
+        subprocess.run([sys.executable, "-m", "imagefs", "--help"], capture_output=True, timeout=60, check=True)
         taken.append(processor_seconds() - before)
     assert min(taken) < STARTS_WITHIN_S
 
@@ -107,9 +103,7 @@ def test_the_repository_may_be_named_before_or_after_the_command(tmp_path: Path)
 
 
 def test_messages_name_the_file_and_own_up_to_bugs() -> None:
-    assert (
-        message_of(FileNotFoundError(2, "No such file or directory", "/a")) == "/a: No such file or directory"
-    )
+    assert message_of(FileNotFoundError(2, "No such file or directory", "/a")) == "/a: No such file or directory"
     assert message_of(NotFound("There is no image 'x'.")) == "There is no image 'x'."
     assert "a bug in imagefs" in message_of(ValueError("odd"))
 

@@ -20,9 +20,7 @@ def test_options_are_split_at_commas_that_are_not_escaped() -> None:
 
 
 def test_options_become_words_of_the_mount_command() -> None:
-    given = split_options(
-        "rw,nosuid,nodev,noauto,x-systemd.automount,_netdev,user=jo,settle=5,uid=7,allow_other"
-    )
+    given = split_options("rw,nosuid,nodev,noauto,x-systemd.automount,_netdev,user=jo,settle=5,uid=7,allow_other")
     assert mount_words(given, sloppy=False) == ["--settle=5", "--uid=7", "--allow-other"]
 
 

@@ -357,9 +357,7 @@ def test_a_killed_create_never_becomes_an_image(run: Run, repo_dir: Path) -> Non
     run("wait", "partial", code=9)
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(
-    run: Run, disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(run: Run, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from imagefs.cli import transfer
 
     real = transfer._copy_data

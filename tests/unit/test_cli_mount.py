@@ -79,9 +79,7 @@ def test_the_command_line_and_the_mount_see_each_other(mounted: Mounted) -> None
     wait_until(lambda: not (mounted.by_name / "copied").exists(), 5, "the end of the deleted image")
     mounted.command("set", "made", "--name", "renamed", "--property", "a=b")
     wait_until((mounted.by_name / "renamed").exists, 5, "the new name")
-    wait_until(
-        lambda: mounted.attribute(mounted.by_name / "renamed", "user.property.a") == "b", 5, "the property"
-    )
+    wait_until(lambda: mounted.attribute(mounted.by_name / "renamed", "user.property.a") == "b", 5, "the property")
     mounted.command("fsck")
 
 
@@ -236,9 +234,7 @@ def test_foreground_stays_is_ready_and_ends_on_sigterm(unmounted: Mounted) -> No
 def test_ctrl_c_in_the_foreground_unmounts(unmounted: Mounted) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     words = foreground(unmounted)
-    with subprocess.Popen(
-        words, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
-    ) as process:
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stderr is not None
         while "umount" not in process.stderr.readline():
             assert process.poll() is None
@@ -294,9 +290,7 @@ def test_users_of_a_directory(tmp_path: Path) -> None:
     held.touch()
     with subprocess.Popen(["sleep", "60"], stdin=held.open()) as process:
         try:
-            wait_until(
-                lambda: (process.pid, "sleep") in users.users_of(str(tmp_path)), 10, "the user of the file"
-            )
+            wait_until(lambda: (process.pid, "sleep") in users.users_of(str(tmp_path)), 10, "the user of the file")
         finally:
             process.kill()
     assert users.users_of(str(tmp_path / "nothing")) == []

@@ -12,9 +12,7 @@ from imagefs.config import Config, SealMode, Transport
 from imagefs.errors import InvalidValue
 
 
-def test_nothing_configured_means_the_documented_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_configured_means_the_documented_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "default_file", lambda: tmp_path / "absent.toml")
     loaded = config.load(tmp_path)
     assert loaded == Config()

@@ -22,9 +22,7 @@ needs_qemu = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-i
 
 
 def run(*command: str | Path) -> str:
-    return subprocess.run(
-        list(map(str, command)), check=True, timeout=60, capture_output=True, text=True
-    ).stdout
+    return subprocess.run(list(map(str, command)), check=True, timeout=60, capture_output=True, text=True).stdout
 
 
 def of(data: bytes) -> Format:

@@ -55,10 +55,7 @@ def test_a_change_that_was_made_is_not_made_again(catalog: Catalog) -> None:
 def test_a_change_that_was_not_made_is_made_when_it_comes_again(catalog: Catalog) -> None:
     image = Image(id=uuid4())
     journal = Journal(catalog, CONNECTION)
-    assert (
-        journal.once(request(12 | RESENT), lambda: bytes(catalog.images.add(image).id.bytes))
-        == image.id.bytes
-    )
+    assert journal.once(request(12 | RESENT), lambda: bytes(catalog.images.add(image).id.bytes)) == image.id.bytes
 
 
 def test_an_error_undoes_the_change_and_is_given_again(catalog: Catalog) -> None:

@@ -282,9 +282,7 @@ def test_requests_that_wait_do_not_hold_up_others(mounted: FakeMount) -> None:
     finally:
         mounted.ask("fs.hang.set()")
     assert [process.wait(10) for process in waiting] == [0] * 9
-    wait_until(
-        lambda: os.getxattr(path, "user.hang") and mounted.ask("len(device.lanes())") < 8, 20, "fewer threads"
-    )
+    wait_until(lambda: os.getxattr(path, "user.hang") and mounted.ask("len(device.lanes())") < 8, 20, "fewer threads")
 
 
 def test_a_bug_answers_eio(mounted: FakeMount) -> None:

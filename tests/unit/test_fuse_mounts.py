@@ -122,9 +122,7 @@ print(mount.supervisor.returncode)
 
 @needs_fuse
 @needs_root
-@pytest.mark.skipif(
-    not DEVICE.exists() or DEVICE.stat().st_mode & 6 != 6, reason="/dev/fuse is for root only"
-)
+@pytest.mark.skipif(not DEVICE.exists() or DEVICE.stat().st_mode & 6 != 6, reason="/dev/fuse is for root only")
 def test_mounting_as_somebody_else(tmp_path: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:3]):
         if directory.is_relative_to("/tmp") and directory != Path("/tmp"):

@@ -37,12 +37,8 @@ def said(messages: list[bytes]) -> list[tuple[object, ...]]:
     return words
 
 
-def row(
-    op: Op, record: Image = IMAGE, *, entry: bytes | None = b"n", ino: int = 102, origin: UUID = OWN
-) -> LogRow:
-    return LogRow(
-        gen=1, op=op, image_id=ID, record=record, old_entry=entry, old_data_ino=ino, origin=origin, time_ns=0
-    )
+def row(op: Op, record: Image = IMAGE, *, entry: bytes | None = b"n", ino: int = 102, origin: UUID = OWN) -> LogRow:
+    return LogRow(gen=1, op=op, image_id=ID, record=record, old_entry=entry, old_data_ino=ino, origin=origin, time_ns=0)
 
 
 def told(op: Op, record: Image = IMAGE, **fields: object) -> list[tuple[object, ...]]:

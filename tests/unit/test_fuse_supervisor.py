@@ -96,9 +96,7 @@ for number in range(6):
         ("RMDIR", "os.mkdir(d + '/c'), os.rmdir(d + '/c')"),
     ],
 )
-def test_what_was_executed_and_not_answered_happens_once(
-    mounted: FakeMount, opcode: str, change: str
-) -> None:
+def test_what_was_executed_and_not_answered_happens_once(mounted: FakeMount, opcode: str, change: str) -> None:
     (mounted.dir / "a").write_bytes(b"1")
     old = mounted.worker
     mounted.die_after(opcode)

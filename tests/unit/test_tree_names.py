@@ -45,9 +45,7 @@ def test_the_root(tree: Bench) -> None:
     assert tree.names("", page=1) == tree.names("")
 
 
-@pytest.mark.parametrize(
-    "path", ["x", ".imagefs/x", "images/5b0c11a1-7f0f-4c63-9f4e-8c8f8f5a9d21", "images/x"]
-)
+@pytest.mark.parametrize("path", ["x", ".imagefs/x", "images/5b0c11a1-7f0f-4c63-9f4e-8c8f8f5a9d21", "images/x"])
 def test_files_are_made_in_two_places_only(tree: Bench, path: str) -> None:
     with pytest.raises(Refused):
         tree.create(path)

@@ -161,9 +161,7 @@ def test_the_name() -> None:
 
 def test_removing() -> None:
     """S8: read-only: nothing happens; settable: the default; any other: it is deleted."""
-    image = replace(
-        SEALED, min_disk=3, protected=True, tags=("x",), properties={"a": "1"}, xattrs={"user.x": b"y"}
-    )
+    image = replace(SEALED, min_disk=3, protected=True, tags=("x",), properties={"a": "1"}, xattrs={"user.x": b"y"})
     for name in (b"user.image.size", b"user.image.id", b"user.image.status", b"user.image.name"):
         assert xattrs.removed(image, name) is image
     assert xattrs.removed(image, b"user.image.min_disk").min_disk == 0
@@ -217,9 +215,7 @@ def test_limits() -> None:
     with pytest.raises(TooMany):
         xattrs.changed(image, b"user.one_more", b"")
     with pytest.raises(TooMany):
-        xattrs.changed(
-            replace(SEALED, xattrs={f"user.{n}": b"x" * 65_536 for n in range(16)}), b"user.one_more", b"x"
-        )
+        xattrs.changed(replace(SEALED, xattrs={f"user.{n}": b"x" * 65_536 for n in range(16)}), b"user.one_more", b"x")
 
 
 def test_a_list_is_never_longer_than_the_kernel_takes() -> None:

@@ -157,9 +157,7 @@ def _rename2(fs: Served, request: Request) -> bytes:
 
 def _renamed(fs: Served, request: Request, directory: int, names: bytes, flags: int) -> bytes:
     old, _, new = names.partition(b"\0")
-    return fs.journal.once(
-        request, lambda: fs.tree.rename(request.node, old, directory, new, flags, request.caller)
-    )
+    return fs.journal.once(request, lambda: fs.tree.rename(request.node, old, directory, new, flags, request.caller))
 
 
 def _no_links(fs: Served, request: Request) -> bytes:

@@ -167,9 +167,7 @@ STATX_IN = Struct("=IIQII")  # getattr_flags reserved fh sx_flags sx_mask
 INIT_OUT = Struct("=IIIIHHIIHHIIH22x")
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages
 # map_alignment flags2 max_stack_depth request_timeout unused
-ATTR = (
-    "QQQqqqIIIIIIIIII"  # ino size blocks atime mtime ctime atimensec mtimensec ctimensec mode nlink uid gid
-)
+ATTR = "QQQqqqIIIIIIIIII"  # ino size blocks atime mtime ctime atimensec mtimensec ctimensec mode nlink uid gid
 # rdev blksize flags
 ENTRY = f"QQQQII{ATTR}"  # nodeid generation entry_valid attr_valid entry_valid_nsec attr_valid_nsec attr
 ENTRY_OUT = Struct(f"={ENTRY}")
