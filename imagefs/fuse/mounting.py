@@ -62,6 +62,11 @@ def umount(mountpoint: str | Path, *, lazy: bool = False) -> None:
         raise MountFailed(f"{mountpoint} cannot be unmounted: {reason}.")
 
 
+SHARED = ",allow_other,default_permissions"
+"""Options of a mount for everybody: the kernel checks modes and owners. In a mount that is its user's alone it
+need not, and must not: it would refuse the owner of sealed data, which has no write bits, to set attributes."""
+
+
 def mount_filesystem(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2). Raises OSError."""
     words = [os.fsencode(word) for word in (source, target, fstype)]
@@ -72,9 +77,9 @@ def mount_filesystem(source: str, target: str, fstype: str, flags: int = 0, data
 
 def _mount_as_root(mountpoint: Path, source: str, *, allow_other: bool) -> int:
     fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,default_permissions,max_read={MAX_READ}"
+    options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,max_read={MAX_READ}"
     if allow_other:
-        options += ",allow_other"
+        options += SHARED
     try:
         mount_filesystem(source, str(mountpoint), FSTYPE, MS_NOSUID | MS_NODEV, options)
     except OSError as error:
@@ -87,9 +92,9 @@ def _mount_as_root(mountpoint: Path, source: str, *, allow_other: bool) -> int:
 def _mount_by_fusermount(mountpoint: Path, source: str, *, allow_other: bool) -> int:
     """fusermount3 mounts on our behalf and sends the descriptor over a socket."""
     name = source.replace("\\", "\\\\").replace(",", "\\,")
-    options = f"fsname={name},subtype={SUBTYPE},nosuid,nodev,default_permissions,max_read={MAX_READ}"
+    options = f"fsname={name},subtype={SUBTYPE},nosuid,nodev,max_read={MAX_READ}"
     if allow_other:
-        options += ",allow_other"
+        options += SHARED
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

@@ -234,7 +234,8 @@ def serve(
         fsname=os.fsencode(source).decode(CODEC).replace("\\", "\\\\").replace(",", "\\,"),
         subtype="imagefs",
         allow_other=allow_other,
-        default_permissions=True,
+        # Only where others are let in; see mounting.SHARED.
+        default_permissions=allow_other,
         use_ino=True,
         # Without it a deleted open file stays in by-name/ as .fuse_hidden..., an image of its own.
         hard_remove=True,

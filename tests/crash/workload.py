@@ -24,10 +24,12 @@ from imagefs.images.opens import Handle, OpenFiles
 from imagefs.images.repository import Repository
 from imagefs.images.service import Images
 from imagefs.images.tail import LogTail
-from imagefs.types import Caller, Draft, Image, Status
+from imagefs.types import BLOCK, Caller, Draft, Image, Status
 from tests.content import KIB, noise
 
 CONFIG = Config(sampling=1)
+PACK, CHECKPOINT = 128 * KIB, 256 * KIB
+"""Bytes, once `make_small` was called."""
 USER = Caller(0, 0)
 A, B, D, E, F, G, H = (UUID(int=0xA0 + number) for number in range(7))
 C = UUID(int=0xC0)
@@ -45,10 +47,10 @@ CONTENT[G] = CONTENT[B]
 
 def make_small() -> None:
     """Packs, checkpoints and snapshots come after a few KiB, and one thread stores packs: the same steps each time."""
-    ingest.PACK_BLOCKS = 32
+    ingest.PACK_BLOCKS = PACK // BLOCK
     ingest.PACKERS = 1
-    sealing.WINDOW = 128 * KIB
-    sealing.CHECKPOINT = 256 * KIB
+    sealing.WINDOW = PACK
+    sealing.CHECKPOINT = CHECKPOINT
     logs.SNAPSHOT_EVERY = 3
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -117,7 +118,11 @@ def test_a_mount_that_ended_while_it_was_written_disarms(repo_dir: Path) -> None
     with opened(repo_dir) as it:
         image, handle = begin(it)
         handle.pwrite(0, memoryview(CONTENT))
-        it.repo.opens.drop(it.repo.session.id)  # the kernel's connection is gone, nobody released
+        recovery.recover(it.repo, it.collector)
+        assert it.images.get(image.id).draft == image.draft, "it is still being written"
+        # A mount that is gone: its kernel closed nothing, and its session is dead.
+        it.repo.opens.drop(it.repo.session.id)
+        it.images.update_draft(image.id, lambda draft: replace(draft, writer=uuid4()))
         recovery.recover(it.repo, it.collector)
         assert "ended while" in (state(it, image)[0] or "")
 
@@ -153,6 +158,6 @@ class TestAnotherBoot:
 
     def test_opening_it_again_starts_over(self, it: Opened) -> None:
         image = self.released(it)
-        it.images.update_draft(image.id, drafts.reopened)
+        it.images.update_draft(image.id, drafts.reopened(it.repo.session.id))
         it.images.update_draft(image.id, drafts.released(time.time_ns(), it.repo.boot))
         assert state(it, image) == (None, True)

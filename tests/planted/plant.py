@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("imagefs", "tests", "setup.cfg", "pyproject.toml")
 PATIENCE_S = 300
 ESCAPED = "ESCAPED"
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
