@@ -22,12 +22,12 @@ from imagefs.blocks.packs import read_footer
 from imagefs.blocks.superblock import Superblock
 from imagefs.catalog import Catalog, DedupIndex, OpenTable, PackDone, PackKind, PackState
 from imagefs.config import Config
-from imagefs.errors import CatalogBehind, Damaged, Exists, NotARepository, NotFound
+from imagefs.errors import CatalogBehind, Damaged, Exists, NoSpace, NotARepository, NotFound
 from imagefs.images.logs import EPOCH, LogFlusher
 from imagefs.images.reader import BlockReader
 from imagefs.images.session import Session, boot_id
 from imagefs.images.space import SpaceGuard
-from imagefs.images.staging import Staging
+from imagefs.images.staging import Staging, sync
 from imagefs.stores import FileStore
 
 DIRECTORIES = ("staging", "sessions", "locks", "run", "store")
@@ -72,10 +72,14 @@ class Repository:
         store.put(superblocks.OBJECT_NAME, superblock.dump())
         store.put("owner.json", json.dumps({"host": platform.node(), "epoch": EPOCH}).encode())
         store.close()
-        # Last and by rename: what has a superblock is whole.
+        # Last and by rename: what has a superblock is whole, also after a power cut.
         temporary = path / f"{superblocks.OBJECT_NAME}.tmp"
         temporary.write_bytes(superblock.dump())
+        sync(temporary)
+        sync(path)
         temporary.rename(path / superblocks.OBJECT_NAME)
+        sync(path)
+        sync(path.parent)
 
     @classmethod
     def open(
@@ -134,9 +138,19 @@ class Repository:
             return None
 
     def index_packs(self, packs: Iterable[tuple[PackDone, bytes]]) -> None:
-        """Puts the sampled blocks of packs into the index: (pack, its digest list)."""
-        for done, digests in packs:
-            self.index.add([(digest, done.no, block) for digest, block in sample(digests, self.superblock.sampling)])
+        """Puts the sampled blocks of packs into the index: (pack, its digest list).
+
+        The index is a hint: on a full disk it does without, here and when packs go.
+        """
+        with contextlib.suppress(NoSpace):
+            for done, digests in packs:
+                rows = sample(digests, self.superblock.sampling)
+                self.index.add([(digest, done.no, block) for digest, block in rows])
+
+    def unindex_packs(self, packs: Iterable[int]) -> None:
+        """Takes packs out of the index that are gone or going."""
+        with contextlib.suppress(NoSpace):
+            self.index.remove(packs)
 
     def rebuild_index(self) -> None:
         """Fills a fresh index from the footers of all live packs; a damaged footer's blocks stay unknown."""

@@ -91,6 +91,8 @@ class Sealer:
         image = repo.catalog.images.get(image_id)
         if image.status in (Status.ACTIVE, Status.DEACTIVATED):
             return image
+        if image.status == Status.KILLED:
+            raise Mismatch(f"Image {image_id} was killed: its data is not what was declared.")
         if image.status != Status.SAVING or image.draft is None:
             raise SealBlocked(f"Image {image_id} is {image.status}: it has no draft to seal.")
         if repo.opens.writers(image.data_ino):
@@ -299,7 +301,7 @@ class Sealer:
 
     def _again(self, work: Sealing, ingest: Ingest, gone: frozenset[int]) -> list[Stored]:
         """Stores anew the blocks that the map finds in packs which are gone; the staging file has them."""
-        self._repo.index.remove(gone)
+        self._repo.unindex_packs(gone)
         old, ingest.maps = ingest.maps, MapBuilder()
         for block, pack, first, count in maprows.runs(old.rows()):
             ingest.maps.zeros(block - ingest.maps.blocks)

@@ -60,11 +60,7 @@ class Staging:
 
     def sync_directory(self) -> None:
         """Makes the names of staging files durable."""
-        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync(self.directory)
 
     def files(self) -> Iterator[tuple[UUID, int, Path]]:
         """Every staging file as (image, generation, path); other names are passed over."""
@@ -128,3 +124,12 @@ def start_writeback(fd: int) -> None:
     """Has the kernel begin to write the file's dirty pages, without waiting: the fdatasync before sealing
     finds little left to do. Only a hint, so what it answers does not matter."""
     _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or directory: its bytes, or its names, survive power loss."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -10,6 +10,7 @@ import platform
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +55,22 @@ def _built(name: str, build: Callable[[Path], None]) -> Disk:
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not home.exists():
-            for old in base.glob(f"{name}-*"):
-                shutil.rmtree(old)
+            _forget_unused(base, name)
             with tempfile.TemporaryDirectory(dir=base, prefix=f".{name}-") as work:
                 made = Path(work) / "disk"
                 made.mkdir()
                 build(made)
                 made.rename(home)
+    (home / "disk.json").touch()
     record = json.loads((home / "disk.json").read_text())
     return Disk(home / "disk.raw", home / "disk.qcow2", home / "vmlinuz", home / "initrd", record["payload"])
+
+
+def _forget_unused(base: Path, name: str) -> None:
+    """Removes disks of other recipes, but none that a checkout of another version has used this week."""
+    for record in base.glob(f"{name}-*/disk.json"):
+        if time.time() - record.stat().st_mtime > 7 * 86400:
+            shutil.rmtree(record.parent)
 
 
 def _finish(home: Path, payload: str) -> None:

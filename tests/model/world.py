@@ -139,7 +139,11 @@ class World:
         self._checked: Any = None
 
     def close(self) -> None:
+        """Also in the middle of a run that failed: threads that wait for their next step must end."""
         for process in self.processes:
+            for actor in process.actors:
+                with contextlib.suppress(Exception):
+                    actor.kill()
             process.end()
         self.repo._close_files()
         ingest.ThreadPoolExecutor = ThreadPoolExecutor  # type: ignore[attr-defined]

@@ -141,10 +141,10 @@ def test_abandon_says_why(catalog: Catalog) -> None:
     catalog.seals.claim(image.id, sealer, 0)
     catalog.seals.abandon(image.id, session(catalog), "another one")
     left = catalog.images.get(image.id).draft
-    assert left is not None and left.sealer == sealer and left.blocked is None
+    assert left is not None and left.sealer == sealer and left.failed is None
     catalog.seals.abandon(image.id, sealer, "full")
     left = catalog.images.get(image.id).draft
-    assert left is not None and left.sealer is None and left.blocked == "full"
+    assert left is not None and left.sealer is None and left.failed == "full" and left.blocked is None
     catalog.seals.abandon(uuid4(), sealer, "no such image")
 
 

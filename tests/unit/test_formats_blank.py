@@ -118,7 +118,7 @@ def test_an_overlay_is_blank_and_one_with_a_snapshot_is_not(tmp_path):
 def test_an_encrypted_disk_is_blank_though_its_keys_are_not_zero(tmp_path):
     path = tmp_path / "image"
     secret = ["--object", "secret,id=s,data=abc"]
-    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100"
     run("qemu-img", "create", *secret, "-f", "qcow2", "-o", options, path, "10M")
     assert blank(path)
 

@@ -72,7 +72,7 @@ def test_a_live_mount(tmp_path: Path) -> None:
         with (mount.dir / "open").open("w"), pytest.raises(Busy):
             mounting.umount(mount.path)
         if os.geteuid() == 0:
-            assert Path(f"/sys/class/bdi/{found[0].device}/read_ahead_kb").read_text().strip() == "1024"
+            assert Path(f"/sys/class/bdi/{found[0].device}/read_ahead_kb").read_text().strip() == "4096"
 
 
 @needs_fuse
