@@ -127,7 +127,7 @@ def start_writeback(fd: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or directory: its bytes, or its names, survive power loss."""
+    """Syncs a file or directory: its bytes, or its names, survive power loss."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

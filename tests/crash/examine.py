@@ -160,7 +160,7 @@ def _require_empty(work: Work) -> None:
     assert not rows, f"rows are left: {rows}"
     assert not catalog.images.unlinked(), "deleted images are left"
     assert not list(work.repo.staging.files()), "staging files are left"
-    temporary = [path for path in (work.repo.path / "store").rglob("*.tmp")]
+    temporary = list((work.repo.path / "store").rglob("*.tmp"))
     assert not temporary, f"temporary files are left: {temporary}"
     assert [row.id for row in catalog.sessions.list()] == [work.repo.session.id], "dead sessions are left"
     with_rows = {name: rows for name, rows in catalog.info().items() if rows and name in ("mapseg", "seals", "holds")}

@@ -190,7 +190,7 @@ def _delete(image_id: UUID) -> Operation:
 
 
 def _declare(work: Work) -> None:
-    work.images.update_draft(E, lambda draft: _expecting(draft))
+    work.images.update_draft(E, _expecting)
 
 
 def _expecting(draft: Draft) -> Draft:

@@ -98,25 +98,29 @@ class TestErrors:
         assert it.read(draft) == MIXED
 
 
+def spoil_frame(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4096 + 100] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def empty(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(b"")
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
 class TestDamagedObjects:
     """Something on the disk changed: the image that needs it is hit, by name in the log, and no other."""
-
-    def spoil_frame(path: Path) -> None:  # type: ignore[misc]
-        content = bytearray(path.read_bytes())
-        content[4096 + 100] ^= 1
-        path.chmod(0o600)
-        path.write_bytes(content)
-
-    def cut(path: Path) -> None:  # type: ignore[misc]
-        path.chmod(0o600)
-        path.write_bytes(path.read_bytes()[:5000])
-
-    def empty(path: Path) -> None:  # type: ignore[misc]
-        path.chmod(0o600)
-        path.write_bytes(b"")
-
-    def remove(path: Path) -> None:  # type: ignore[misc]
-        path.unlink()
 
     @pytest.mark.parametrize("spoil", [spoil_frame, cut, empty, remove])
     def test_only_the_image_that_needs_it_is_hit(

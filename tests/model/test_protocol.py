@@ -461,7 +461,7 @@ def schedules(steps: dict[str, int]) -> list[tuple[tuple[str, int], ...]]:
     """(role, steps) one after another: two switches, then whoever is left goes to its end in a fixed order."""
     found: list[tuple[tuple[str, int], ...]] = []
     for a, b, c in product(steps, repeat=3):
-        if a != b and b != c:
+        if b not in (a, c):
             for i, j in product(range(steps[a] + 1), range(1, steps[b] + 1)):
                 found.append(((a, i), (b, j), (c, 1 << 30)))
     return found
