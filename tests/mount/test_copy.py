@@ -171,7 +171,7 @@ def test_mv_onto_an_image_replaces_it(mount: Mounted) -> None:
     assert not winner.exists()
     assert mount.id(loser) == ids[0]
     assert loser.read_bytes() == b"w" * 5000
-    assert str(ids[1]) not in os.listdir(mount.images)
+    wait_until(lambda: str(ids[1]) not in os.listdir(mount.images), 1.5, "the loser to go")
 
 
 def test_rm_deletes_the_image(mount: Mounted) -> None:
@@ -182,7 +182,7 @@ def test_rm_deletes_the_image(mount: Mounted) -> None:
     assert not image.exists()
     wait_until(lambda: not directory.exists(), 1.5, "the other name to go (S12: within a second)")
     assert "rm-a" not in os.listdir(mount.by_name)
-    assert directory.name not in os.listdir(mount.images)
+    wait_until(lambda: directory.name not in os.listdir(mount.images), 1.5, "the listing to change")
 
 
 def test_rm_r_deletes_the_image(mount: Mounted) -> None:
@@ -191,7 +191,7 @@ def test_rm_r_deletes_the_image(mount: Mounted) -> None:
     ok("rm", "-r", directory)
     assert not directory.exists()
     wait_until(lambda: not image.exists(), 1.5, "the other name to go (S12: within a second)")
-    assert "rm-r" not in os.listdir(mount.by_name)
+    wait_until(lambda: "rm-r" not in os.listdir(mount.by_name), 1.5, "the listing to change")
 
 
 def test_a_name_can_be_used_again_after_rm(mount: Mounted) -> None:
