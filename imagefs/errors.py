@@ -19,7 +19,7 @@ class NotFound(ImagefsError):
 
 
 class Stale(NotFound):
-    """An inode number that the catalog no longer has (KERNEL.md A8)."""
+    """An inode number that the catalog no longer has."""
 
 
 class NoData(ImagefsError):

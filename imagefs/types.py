@@ -7,7 +7,7 @@ from enum import IntEnum, StrEnum
 from uuid import UUID
 
 BLOCK = 4096
-"""Bytes in a block: the unit of identity and of dedup (DESIGN.md, Data model)."""
+"""Bytes in a block: the unit of identity and of dedup."""
 FRAME_BLOCKS = 16
 """Blocks in a frame, consecutive in the pack; only a pack's last frame may have fewer."""
 FRAME = BLOCK * FRAME_BLOCKS
@@ -83,7 +83,7 @@ class Ino(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cookie:
-    """Identity of a staging file's content at one moment (ENGINE.md 6.5)."""
+    """Identity of a staging file's content at one moment."""
 
     dev: int
     ino: int

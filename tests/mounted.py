@@ -26,7 +26,6 @@ PORTABLE_LACKS = {
     "birth time": "libfuse 2 has no statx request",
     "resend": "libfuse 2 ends the connection with its process",
     "notify": "fusepy offers no notifications",
-    "unprivileged caches": "libfuse 2 sets the kernel's caching by mount options alone",
 }
 """What cannot be expressed through fusepy and libfuse 2, and so is skipped there."""
 

@@ -68,6 +68,7 @@ def mount_command(
     given = {name: value for name, value in options.items() if value is not None}
     config = settings.config.changed(given, "The command line")
     path = settings.path
+    _abort_orphans(path)
     for dead in mounts.clear_dead(path):
         say(f"Cleared away the dead mount {dead.mountpoint}.")
     place = checked_mountpoint(mountpoint, path)
@@ -93,6 +94,17 @@ def mount_command(
     _welcome(place, path)
     if foreground:
         sys.exit(_stay(process))
+
+
+def _abort_orphans(repository: Path) -> None:
+    """Ends connections whose supervisor and worker were killed, but not whole: a thread that was in the kernel with
+    a notification waits there for the answer of its own process, and keeps everybody waiting who uses the mount.
+    """
+    for mount in mounts.of_repository(repository):
+        if mounts.state(mount) is mounts.State.HUNG:
+            served = [one for one in _daemons(mount) if one.mountpoint == mount.mountpoint]
+            if not any(_runs(daemon) for daemon in served):
+                mounts.abort(mount.connection)
 
 
 def transport_of(config: Config) -> Transport:

@@ -137,7 +137,7 @@ class TestDamagedObjects:
             assert it.read(good.id) == noise(100_000, 2)
             findings = fsck.check(it.repo)
             assert all(finding.subject == name for finding in findings)
-            assert findings or spoil is TestDamagedObjects.spoil_frame, "only a scrub reads the frames"
+            assert findings or spoil is spoil_frame, "only a scrub reads the frames"
 
     def test_fsck_finds_a_damaged_footer(self, repo_dir: Path) -> None:
         with opened(repo_dir) as it:
