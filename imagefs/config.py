@@ -98,10 +98,20 @@ class Config:
     seal: SealMode = SealMode.SETTLE
     settle_seconds: float = 2.0
     """How long a draft must have been closed before it is sealed."""
-    retention_seconds: float = 0.0
-    """How long packs stay in the trash before gc deletes them."""
+    retention_seconds: float = 86400.0
+    """How long a deleted image can be brought back, unless the disk needs its room."""
+    convert_ratio: float = 0.7
+    """A compressed image is converted by itself when that costs at most so much of what it frees; 0: never."""
+    convert_bytes_per_second: int = 8 << 20
+    """Bytes of image files that conversions work on in a second, at most."""
+    gc_bytes_per_second: int = 32 << 20
+    """How much a mount moves in the background when packs are mostly unused or images scattered."""
+    sparse_share: float = 0.75
+    """A pack is written anew when less than this share of its blocks is used."""
     frame_cache_bytes: int = 64 << 20
     """Memory for decoded frames."""
+    cache_bytes: int | None = None
+    """Disk for plain files of sealed images, which are read at the disk's own speed; None: a tenth of it."""
     pack_blocks: int = 2048
     """Blocks of 4 KiB in a new pack."""
     sampling: int = 16
@@ -138,7 +148,12 @@ _CHECKS: dict[str, Check] = {
     "seal": _one_of(SealMode),
     "settle_seconds": _number(float, 0, 86400),
     "retention_seconds": _number(float, 0, 10 * 365 * 86400),
+    "convert_ratio": _number(float, 0, 2),
+    "convert_bytes_per_second": _number(int, 1 << 16, 1 << 40),
+    "gc_bytes_per_second": _number(int, 1 << 16, 1 << 40),
+    "sparse_share": _number(float, 0, 1),
     "frame_cache_bytes": _number(int, 0, 1 << 40),
+    "cache_bytes": _number(int, 0, 1 << 60),
     "pack_blocks": _number(int, FRAME_BLOCKS, 8192),
     "sampling": _power_of_two(256),
     "log_level": _one_of(LogLevel),

@@ -22,6 +22,10 @@ class Stale(NotFound):
     """An inode number that the catalog no longer has."""
 
 
+class MapGone(NotFound):
+    """A map that was replaced by another one of the same bytes, or whose image has ended."""
+
+
 class NoData(ImagefsError):
     """No data (or no hole) at or behind the offset that was asked about."""
 
@@ -131,6 +135,10 @@ class NoSpace(ImagefsError):
     """The disk under the repository is full, or would be after sealing what is written (S15)."""
 
 
+class QuotaExceeded(ImagefsError):
+    """A project, or all together, would store more than its quota; what is stored is not touched."""
+
+
 class BackendFailed(ImagefsError):
     """A store could not do what was asked, for a reason that may pass."""
 
@@ -141,6 +149,14 @@ class BackendTimeout(BackendFailed):
 
 class Damaged(ImagefsError):
     """Stored bytes do not verify; never handed on (S11)."""
+
+
+class NotConvertible(ImagefsError):
+    """The image stays as it is: it has nothing to convert, or it is not worth it; the message says which."""
+
+
+class CannotRemake(Damaged):
+    """Stored bytes are whole, but this machine's encoder does not make the file from them."""
 
 
 # -- repositories ------------------------------------------------------------------------------

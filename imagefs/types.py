@@ -117,9 +117,13 @@ class Draft:
     """Boot id of that moment: after another boot only a `complete` draft seals itself."""
     complete: Cookie | None = None
     """Content that is known to be on the disk (recorded after fdatasync)."""
+    streamed: bool = False
+    """Its bytes come in order and go straight into packs: the staging file is empty."""
+    based: bool = False
+    """It takes blocks from maps (`catalog.bases`); otherwise the staging file has it all."""
     base_map: int = 0
-    """Map whose first bytes, as many as the staging file is long, are the draft's content while nothing else
-    was written; 0: the staging file has it all."""
+    """Of drafts that an earlier version made: the map whose first bytes, as many as the staging file is long, are
+    the draft's content. Becomes `based` when it is opened."""
     base_size: int = 0
     """Size of the base map's file."""
     base_uuid: UUID | None = None

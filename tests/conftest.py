@@ -15,6 +15,8 @@ import pytest
 
 from imagefs.stores import MemoryStore
 
+os.environ.setdefault("IMAGEFS_CONFIG", str(Path(__file__).with_name("imagefs.toml")))
+
 hypothesis.settings.register_profile(
     "dev", max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -19,7 +19,7 @@ from imagefs.images.service import Images
 from imagefs.stores import FaultyStore, Plan
 from imagefs.types import Caller, Image, Kind
 
-CONFIG = Config(sampling=1, frame_cache_bytes=0)
+CONFIG = Config(sampling=1, frame_cache_bytes=0, retention_seconds=0)
 USER = Caller(0, 0)
 
 

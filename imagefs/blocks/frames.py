@@ -31,7 +31,7 @@ ROW = _ROW.size
 class Frame(NamedTuple):
     """A frame as it is stored, still without a place in a pack."""
 
-    stored: bytes
+    stored: Buffer
     codec: int
     digest: bytes
     nblocks: int
@@ -70,6 +70,18 @@ def encode(plain: Buffer) -> Frame:
     if len(stored) * 20 > len(plain) * 19:
         stored, codec = bytes(plain), RAW
     return Frame(stored, codec, digest_of(stored), len(plain) // BLOCK)
+
+
+def encode_all(plain: memoryview) -> list[Frame]:
+    """The frames of whole blocks in order. Raw ones are views of `plain`, which must stay as it is."""
+    compress = _contexts.compress
+    frames = []
+    for at in range(0, len(plain), FRAME):
+        piece = plain[at : at + FRAME]
+        squeezed = compress(piece)
+        stored, codec = (squeezed, ZSTD) if len(squeezed) * 20 <= len(piece) * 19 else (piece, RAW)
+        frames.append(Frame(stored, codec, digest_of(stored), len(piece) // BLOCK))
+    return frames
 
 
 def digest_of(stored: Buffer) -> bytes:

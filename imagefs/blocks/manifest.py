@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from imagefs.blocks import maprows, trailer
+from imagefs.blocks import maprows, recode, trailer
 from imagefs.blocks.digest import Buffer
 from imagefs.blocks.maprows import Row
 from imagefs.errors import Damaged, NewerVersion, UnknownFeature
@@ -16,8 +16,8 @@ VERSION = 1
 CRITICAL = 1 << 31
 """Bit of a section's type: who does not know the section must refuse the manifest."""
 
-RECORD, PACKS, MAP, ROOT = 1, 2, 3, 6
-"""Section types. 4 and 5 are kept for the skeleton and the cluster table of layout `recode`."""
+RECORD, PACKS, MAP, LAYOUT, ROOT = 1, 2, 3, 4, 6
+"""Section types. LAYOUT is critical, and there unless the map is plain. 5 is kept."""
 
 _HEAD = struct.Struct("<8sHHI")
 _SECTION = struct.Struct("<IIQQ32s")
@@ -40,6 +40,8 @@ class Manifest:
     """Map rows: (first quarter, value)."""
     root: str
     """The image's BLAKE3 root, 64 hex digits."""
+    kind: int = 0
+    """The map's kind: 0 plain, 1 recode (blocks.recode)."""
 
     def rows_for(self, numbers: Sequence[int]) -> list[tuple[int, bytes]]:
         """The map rows for a catalog that has `packs[i]` under the number `numbers[i]`."""
@@ -51,17 +53,18 @@ def object_name(map_uuid: UUID) -> str:
     return f"maps/{map_uuid}"
 
 
-def encode(record: bytes, packs: Mapping[int, bytes], rows: Iterable[Row], root: str) -> bytes:
+def encode(record: bytes, packs: Mapping[int, bytes], rows: Iterable[Row], root: str, kind: int = 0) -> bytes:
     """A manifest's bytes. `rows` have the catalog's pack numbers, `packs` their names (and may have more).
 
-    `root` is the image's BLAKE3 root in hex.
+    `root` is the image's BLAKE3 root in hex, `kind` the map's.
     """
     kept = [(quarter, bytes(value)) for quarter, value in rows]
     used = sorted(maprows.packs_of(kept))
     renumbered = maprows.renumber(kept, {number: row for row, number in enumerate(used)})
     segments = b"".join(_ROW.pack(quarter, len(value)) + value for quarter, value in renumbered)
     table = b"".join(packs[number] for number in used)
-    return _assemble({RECORD: record, PACKS: table, MAP: segments, ROOT: bytes.fromhex(root)})
+    sections = {RECORD: record, PACKS: table, MAP: segments, ROOT: bytes.fromhex(root)}
+    return _assemble(sections | ({LAYOUT | CRITICAL: bytes([kind])} if kind else {}))
 
 
 def _assemble(sections: Mapping[int, bytes]) -> bytes:
@@ -95,7 +98,8 @@ def decode(data: Buffer, name: str) -> Manifest:
     maprows.verify(rows, len(packs), name)
     if len(sections[ROOT]) != _ROOT:
         raise Damaged(f"{name}: the root has {len(sections[ROOT])} bytes.")
-    return Manifest(bytes(sections[RECORD]), packs, rows, sections[ROOT].hex())
+    kind = _kind(sections.get(LAYOUT, b"\0"), name)
+    return Manifest(bytes(sections[RECORD]), packs, rows, sections[ROOT].hex(), kind)
 
 
 def _sections(content: memoryview, count: int, name: str) -> dict[int, memoryview]:
@@ -107,7 +111,7 @@ def _sections(content: memoryview, count: int, name: str) -> dict[int, memoryvie
         body = content[at : at + length]
         if len(body) != length or trailer.digest_of(body) != digest or kind & ~CRITICAL in found:
             raise Damaged(f"{name}: section {kind & ~CRITICAL} does not match its digest.")
-        if kind & ~CRITICAL not in (RECORD, PACKS, MAP, ROOT):
+        if kind & ~CRITICAL not in (RECORD, PACKS, MAP, LAYOUT, ROOT):
             if kind & CRITICAL:
                 raise UnknownFeature(f"{name} has section {kind & ~CRITICAL}, which is unknown here.")
             continue
@@ -118,6 +122,12 @@ def _sections(content: memoryview, count: int, name: str) -> dict[int, memoryvie
     if missing:
         raise Damaged(f"{name} lacks sections {sorted(missing)}.")
     return found
+
+
+def _kind(body: Buffer, name: str) -> int:
+    if len(body) != 1 or body[0] > recode.KIND:
+        raise UnknownFeature(f"{name} has a map of a layout that is unknown here.")
+    return body[0]
 
 
 def _packs(body: memoryview, name: str) -> tuple[bytes, ...]:

@@ -74,6 +74,12 @@ def packs_of(rows: Iterable[Row]) -> dict[int, int]:
     return used
 
 
+def packs_column(value: Buffer) -> memoryview:
+    """The packs that a row names, zeros too, run by run: to see quickly whether it names one of some packs."""
+    n = (len(value) - 8) // 10
+    return memoryview(value)[8 + 4 * n : 8 + 8 * n].cast("I")
+
+
 def renumber(rows: Iterable[Row], numbers: Mapping[int, int]) -> Iterator[tuple[int, bytes]]:
     """The same rows with each pack's number replaced. Raises KeyError for a pack that `numbers` lacks."""
     for quarter, value in rows:

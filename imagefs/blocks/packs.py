@@ -110,7 +110,7 @@ class PackBuilder:
         self._digests += known
         self._add(frame.stored)
 
-    def _add(self, part: bytes) -> None:
+    def _add(self, part: Buffer) -> None:
         self._parts.append(part)
         self._size += len(part)
 
@@ -153,6 +153,18 @@ def read_footer(store: Store, name16: bytes) -> Footer:
     if trailer.digest_of(header, closing) != end.digest:
         raise Damaged(f"{name}: header and footer do not match their digest.")
     return _footer(name16, header, closing, end, size)
+
+
+def footer_of(name16: bytes, data: Buffer) -> Footer:
+    """The same of a pack that is at hand, whole. Raises Damaged, NewerVersion, UnknownFeature."""
+    name = object_name(name16)
+    end = trailer.decode(data, name, len(data))
+    if end.footer_off < HEADER:
+        raise Damaged(f"{name}: the footer at {end.footer_off} overlaps the header.")
+    header, closing = bytes(data[:HEADER]), bytes(data[end.footer_off : -trailer.SIZE])
+    if trailer.digest_of(header, closing) != end.digest:
+        raise Damaged(f"{name}: header and footer do not match their digest.")
+    return _footer(name16, header, closing, end, len(data))
 
 
 def _footer(name16: bytes, header: bytes, closing: bytes, end: trailer.Trailer, size: int) -> Footer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from imagefs.blocks import recode
 from imagefs.errors import NewerVersion, NotARepository, UnknownFeature
 from imagefs.types import BLOCK
 
@@ -15,7 +16,7 @@ OBJECT_NAME = "imagefs.json"
 """Its name in the repository's directory and on the store."""
 VERSION = 1
 """The repository format that this imagefs writes."""
-FEATURES: frozenset[str] = frozenset()
+FEATURES: frozenset[str] = frozenset({recode.FEATURE})
 """Features that this imagefs knows."""
 READ_ONLY = "ro:"
 """Prefix of features that need not be known to read, only to write."""

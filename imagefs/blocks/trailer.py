@@ -6,8 +6,8 @@ import struct
 from typing import NamedTuple
 
 from blake3 import blake3
-from crc32c import crc32c
 
+from imagefs.blocks.crc import crc32c
 from imagefs.blocks.digest import Buffer
 from imagefs.errors import Damaged, NewerVersion
 

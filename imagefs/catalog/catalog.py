@@ -10,17 +10,23 @@ from pathlib import Path
 from uuid import UUID
 
 from imagefs.catalog import schema
+from imagefs.catalog.bases import Bases
 from imagefs.catalog.checkpoints import Checkpoints
+from imagefs.catalog.conversions import Conversions
 from imagefs.catalog.counters import Counters
 from imagefs.catalog.env import MAP_SIZE, Environment
 from imagefs.catalog.images import Images
 from imagefs.catalog.log import Log
 from imagefs.catalog.maps import Maps
+from imagefs.catalog.moves import Moves
 from imagefs.catalog.packs import Packs
+from imagefs.catalog.quotas import Quotas
+from imagefs.catalog.scrubs import Scrubs
 from imagefs.catalog.seals import Seals
 from imagefs.catalog.sessions import Sessions
 from imagefs.catalog.siblings import Siblings
 from imagefs.catalog.slots import Slots
+from imagefs.catalog.usage import Usage
 from imagefs.errors import CatalogDamaged, Exists, NewerVersion
 
 _TABLES = tuple(table.name for table in schema.ALL)
@@ -51,14 +57,23 @@ class Catalog:
         self.counters = Counters(env)
         self.sessions = Sessions(env, self.counters, clock)
         self.log = Log(env, self.counters, self.sessions, clock)
-        self.packs = Packs(env, self.counters, self.sessions, clock)
-        self.maps = Maps(env, self.packs)
+        self.usage = Usage(env)
+        self.quotas = Quotas(env, self.usage)
+        self.packs = Packs(env, self.counters, self.sessions, clock, self.usage)
+        self.scrubs = Scrubs(env, self.counters)
+        self.maps = Maps(env, self.packs, self.usage)
+        self.bases = Bases(env, self.maps)
         self.checkpoints = Checkpoints(env, self.counters, self.sessions, self.packs, self.maps)
-        self.images = Images(env, self.counters, self.log, self.maps, self.checkpoints, clock)
+        self.images = Images(
+            env, self.counters, self.log, self.maps, self.checkpoints, clock, self.usage, self.quotas
+        )
         self.siblings = Siblings(env, self.images, self.maps)
         self.seals = Seals(env, self.sessions, self.packs, self.maps, self.checkpoints, self.images, self.siblings)
         self.slots = Slots(env)
-        self.sessions.on_end = self.seals.release_all
+        self.moves = Moves(env, self.sessions, self.packs, self.maps)
+        self.conversions = Conversions(env, self.counters, self.sessions, self.packs, self.maps, self.images)
+        self.sessions.on_end = self._ended
+        self.sessions.on_join = self.moves.let_go
         self.log.on_append = self._committed
 
     @classmethod
@@ -96,7 +111,11 @@ class Catalog:
             # The version first: a newer schema may lack tables of this one.
             env.open_tables([schema.META.name])
             _check_version(env)
+            if not readonly:
+                _migrate(env)
             env.open_tables(_TABLES)
+            if not readonly:
+                Usage(env).fill()
         except BaseException:
             env.close()
             raise
@@ -130,6 +149,18 @@ class Catalog:
         the log."""
         return self.counters.get("gen")
 
+    def copy_to(self, fd: int) -> None:
+        """Writes a consistent copy of the whole catalog while it is in use: a `data.mdb` that can be opened in a
+        directory of its own. NoSpace, BackendFailed."""
+        self.env.copy_to(fd)
+
+    def restore_counters(self, gen: int, ino: int) -> None:
+        """Makes an empty catalog go on behind generation `gen`, all of it flushed, and inode `ino`."""
+        with self.env.write():
+            for name in ("gen", "logged", "flushed", "pruned"):
+                self.counters.set(name, gen)
+            self.counters.set("ino", max(ino, self.counters.get("ino")))
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """One write transaction for all calls inside, of this thread: committed at the outermost exit,
@@ -162,6 +193,10 @@ class Catalog:
             "generation": self.generation(),
         }
 
+    def _ended(self, session: UUID) -> list[UUID]:
+        self.moves.let_go(session)
+        return self.seals.release_all(session)
+
     def _committed(self) -> None:
         if self.on_commit is not None:
             self.on_commit()
@@ -175,6 +210,15 @@ def _check_version(env: Environment) -> None:
         )
     if version == 0:
         raise CatalogDamaged(f"The catalog {env.path} has no schema version.")
+
+
+def _migrate(env: Environment) -> None:
+    """Gives a catalog of an earlier schema the tables that it lacks; they begin empty."""
+    counters = Counters(env)
+    if counters.get("schema") < schema.VERSION:
+        with env.write():
+            env.open_tables(_TABLES, create=True)
+            counters.set("schema", schema.VERSION)
 
 
 def _sync_directory(path: Path) -> None:

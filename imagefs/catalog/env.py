@@ -117,6 +117,14 @@ class Environment:
         """Everything written so far is on the disk (for environments opened with sync off)."""
         self._env.sync(True)
 
+    def copy_to(self, fd: int) -> None:
+        """Writes the environment as it is at this moment, without its free pages, as the data.mdb of another one;
+        others go on writing meanwhile. NoSpace, BackendFailed."""
+        try:
+            self._env.copyfd(fd, compact=True)
+        except lmdb.Error as error:
+            raise self._named(error) from error
+
     def read(self) -> Reading:
         """`with env.read() as txn`: a snapshot, or this thread's open transaction."""
         return Reading(self)

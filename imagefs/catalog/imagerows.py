@@ -11,7 +11,9 @@ from imagefs.catalog.checkpoints import Checkpoints
 from imagefs.catalog.env import Environment, Txn
 from imagefs.catalog.indexes import Indexes
 from imagefs.catalog.maps import Maps
+from imagefs.catalog.quotas import Quotas
 from imagefs.catalog.steps import maps_of, shown
+from imagefs.catalog.usage import Usage
 from imagefs.errors import Exists
 from imagefs.types import Image, Kind
 
@@ -19,9 +21,11 @@ from imagefs.types import Image, Kind
 class ImageRows:
     """Used inside a write transaction."""
 
-    def __init__(self, env: Environment, maps: Maps, checkpoints: Checkpoints) -> None:
+    def __init__(self, env: Environment, maps: Maps, checkpoints: Checkpoints, usage: Usage, quotas: Quotas) -> None:
         self._maps = maps
         self._checkpoints = checkpoints
+        self._usage = usage
+        self._quotas = quotas
         self._indexes = Indexes(env)
         self._images = env.table(schema.IMAGES.name)
         self._inos = env.table(schema.BY_INO.name)
@@ -30,9 +34,12 @@ class ImageRows:
     def store(self, txn: Txn, old: Image | None, new: Image | None) -> bytes:
         """Puts `new` in the place of `old`; None for a row that comes or goes. Returns the row's value.
 
-        NotText or InvalidValue for a record that cannot be written: nothing is.
+        NotText or InvalidValue for a record that cannot be written, QuotaExceeded for one that may not: nothing
+        is.
         """
         value = records.encode(new) if new is not None else b""
+        self._quotas.admit(old, new)
+        self._usage.image_changed(old, new)
         if new is not None:
             txn.put(new.id.bytes, value, db=self._images)
         elif old is not None:

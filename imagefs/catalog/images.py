@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from imagefs.catalog.env import Environment
     from imagefs.catalog.log import Log
     from imagefs.catalog.maps import Maps
+    from imagefs.catalog.quotas import Quotas
+    from imagefs.catalog.usage import Usage
 
 _DELETED = STATUSES.index(Status.DELETED)
 
@@ -36,13 +38,15 @@ class Images:
         maps: Maps,
         checkpoints: Checkpoints,
         clock: Callable[[], int],
+        usage: Usage,
+        quotas: Quotas,
     ) -> None:
         self._env = env
         self._counters = counters
         self._log = log
         self._maps = maps
         self._clock = clock
-        self._rows = ImageRows(env, maps, checkpoints)
+        self._rows = ImageRows(env, maps, checkpoints, usage, quotas)
         self._finder = Finder(env)
         self._images = env.table(schema.IMAGES.name)
         self._inos = env.table(schema.BY_INO.name)
@@ -100,6 +104,10 @@ class Images:
     def with_status(self, status: Status) -> list[UUID]:
         """Images in this state, oldest first; deleted ones are in `unlinked`."""
         return self._finder.with_term(schema.I_STATUS.name, schema.text(status))
+
+    def with_map(self, map_id: int) -> list[UUID]:
+        """Images whose data is this map, oldest first; no deleted ones. Reads no record."""
+        return self._finder.with_term(schema.I_MAP.name, schema.U64.pack(map_id))
 
     def query(self, query: Query) -> list[Image]:
         """One page of records. NotFound for a marker that is no image, InvalidValue for an unknown order."""
@@ -235,7 +243,27 @@ class Images:
             old = self.get(image_id)
             new = steps.touched(old, replace(old, status=Status.DELETED, entry=None), self._clock())
             gen = self._log.append(Op.DELETE, self._rows.store(txn, old, new), new, old)
-            txn.put(schema.U64.pack(gen) + image_id.bytes, b"", db=self._unlinked)
+            txn.put(schema.U64.pack(gen) + image_id.bytes, old.status.encode(), db=self._unlinked)
+        return new
+
+    def undelete(self, image_id: UUID) -> Image:
+        """The reverse of `unlink` while the row is there: the status it had (pending_delete becomes active), an
+        entry for its name by S6. NotFound; InvalidValue for one without sealed data."""
+        with self._env.write() as txn:
+            gen, old = self.unlinked_at(image_id), self.get(image_id, deleted=True)
+            if gen is None:
+                raise NotFound(f"Image {image_id} is not deleted.")
+            if not old.sealed:
+                raise InvalidValue(f"Image {image_id} had no sealed data when it was deleted.")
+            key = schema.U64.pack(gen) + image_id.bytes
+            # An earlier schema did not keep the status.
+            was = Status((txn.get(key, db=self._unlinked) or Status.ACTIVE.encode()).decode())
+            status = Status.ACTIVE if was == Status.PENDING_DELETE else was
+            new = steps.touched(old, replace(old, status=status), self._clock())
+            new = replace(new, entry=self._rows.entry_for(txn, new, None))
+            # As a new one: whoever follows the log has forgotten it.
+            self._log.append(Op.CREATE, self._rows.store(txn, old, new), new, None)
+            txn.delete(key, db=self._unlinked)
         return new
 
     def remove(self, gen: int, image_id: UUID) -> None:
@@ -249,6 +277,29 @@ class Images:
         """Replaces a record as it is: no log row, no times. For a deleted image's draft."""
         with self._env.write() as txn:
             self._rows.store(txn, self.get(image.id, deleted=True), image)
+
+    def restore(self, image: Image) -> Image:
+        """Puts back a record of a catalog that was lost, as it was: no log row, its numbers and times kept; its
+        entry too unless another image has it. Exists; NotFound for a map that is not there."""
+        with self._env.write() as txn:
+            if txn.get(image.id.bytes, db=self._images) is not None:
+                raise Exists(f"Image {image.id} is there already.")
+            for map_id in steps.maps_of(image):
+                self._maps.info(map_id)
+            entry = image.entry if image.entry is None or self.by_entry(image.entry) is None else None
+            if entry is None:
+                entry = self._rows.entry_for(txn, image, None)
+            restored = replace(image, entry=entry)
+            self._rows.store(txn, None, restored)
+        return restored
+
+    def free_entry(self, image: Image) -> bytes:
+        """An entry that the image can have by S6, as if it had none. InvalidValue for one that shows none."""
+        with self._env.write() as txn:
+            entry = self._rows.entry_for(txn, image, None)
+        if entry is None:
+            raise InvalidValue(f"Image {image.id} is {image.status}: by-name/ does not show it.")
+        return entry
 
     def note(self, image_id: UUID, op: Op) -> None:
         """A log row for something beside the record that changed; nothing for a deleted image."""

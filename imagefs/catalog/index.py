@@ -2,6 +2,8 @@
 
     idx     digest of 20 B                  pack number u32, block u16: the newest copy
     packs   pack number u32, block u16      20 B digests that were added with it, for removal
+    wholes  digest of 1 MiB                 where its blocks are, see images/wholes.py
+    parts   pack number u32, digest of 20 B b"": rows of `wholes` to be removed with the pack
     meta    'built'                         b"": everything that should be in it is
 
 Rows that point into packs which are no longer live do no harm: whoever hits one looks the pack up.
@@ -36,10 +38,12 @@ class DedupIndex:
         """In the directory `path`; emptied if it may have lost writes in a power cut (`boot`: this boot's
         id)."""
         # Without read-ahead a cold look-up reads 5 KiB instead of 204 KiB.
-        self._disposable = Disposable(path, boot, ("idx", "packs", "meta"), readahead=False)
+        self._disposable = Disposable(path, boot, ("idx", "packs", "wholes", "parts", "meta"), readahead=False)
         self._env = self._disposable.env
         self._rows = self._env.table("idx")
         self._packs = self._env.table("packs")
+        self._wholes = self._env.table("wholes")
+        self._parts = self._env.table("parts")
         self._meta = self._env.table("meta")
 
     @property
@@ -80,6 +84,18 @@ class DedupIndex:
                     digests = b"".join(digest for digest, _, _ in of_pack)
                     self._note(txn, _WHERE.pack(pack, of_pack[0][2]), digests)
 
+    def whole(self, digest: bytes) -> bytes | None:
+        """What was added for a MiB with this digest."""
+        with self._env.read() as txn:
+            return txn.get(digest, db=self._wholes)
+
+    def add_wholes(self, rows: Iterable[tuple[bytes, bytes, int]]) -> None:
+        """(digest, value, a pack number): replaces what was known; the row goes with that pack."""
+        with self._env.write() as txn:
+            for digest, value, pack in sorted(rows):
+                txn.put(digest, value, db=self._wholes)
+                txn.put(schema.U32.pack(pack) + digest, b"", db=self._parts)
+
     def remove(self, packs: Iterable[int]) -> None:
         """Forgets all rows that point into these packs."""
         with self._env.write() as txn:
@@ -91,6 +107,10 @@ class DedupIndex:
                     cursor.delete()
                     for at in range(0, len(digests), WIDTH):
                         self._forget(txn, digests[at : at + WIDTH], prefix)
+                cursor = txn.cursor(db=self._parts)
+                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                    txn.delete(cursor.key()[len(prefix) :], db=self._wholes)
+                    cursor.delete()
 
     def count(self) -> int:
         """Digests it knows."""
@@ -100,7 +120,7 @@ class DedupIndex:
     def clear(self) -> None:
         """Empties it; `fresh` from then on."""
         with self._env.write() as txn:
-            for table in (self._rows, self._packs, self._meta):
+            for table in (self._rows, self._packs, self._wholes, self._parts, self._meta):
                 txn.drop(table, delete=False)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from imagefs.blocks import maps as columns
 from imagefs.catalog import schema
 from imagefs.catalog.env import Environment, Txn
 from imagefs.catalog.packs import Packs
+from imagefs.catalog.usage import Usage
 from imagefs.errors import NotFound
 from imagefs.types import BLOCK, Extent
 
@@ -28,7 +29,7 @@ class MapInfo:
     size: int
     """Bytes of the file it describes."""
     kind: int
-    """0: plain."""
+    """0: plain; 1: recode (blocks.recode)."""
     uuid: UUID
     """Names its manifest on the store: maps/<uuid>."""
 
@@ -36,9 +37,10 @@ class MapInfo:
 class Maps:
     """Each method is one transaction, or joins the thread's open one. A map's meaning never changes."""
 
-    def __init__(self, env: Environment, packs: Packs) -> None:
+    def __init__(self, env: Environment, packs: Packs, usage: Usage) -> None:
         self._env = env
         self._packs = packs
+        self._usage = usage
         self._maps = env.table(schema.MAPS.name)
         self._uuids = env.table(schema.MAP_UUID.name)
         self._rows = env.table(schema.MAPSEG.name)
@@ -52,6 +54,11 @@ class Maps:
         if raw is None:
             raise NotFound(f"There is no map {map_id}.")
         return _info(raw)
+
+    def exists(self, map_id: int) -> bool:
+        """Whether records may have it."""
+        with self._env.read() as txn:
+            return txn.get(schema.U64.pack(map_id), db=self._maps) is not None
 
     def by_uuid(self, uuid: UUID) -> int | None:
         """The number of the map whose manifest this is."""
@@ -125,7 +132,9 @@ class Maps:
         """
         with self._env.write() as txn:
             manifest = self._packs.by_name(uuid.bytes)
-            self._packs.use([*packs, manifest.no] if manifest is not None else packs)
+            named = [*packs, manifest.no] if manifest is not None else [*packs]
+            self._usage.map_created(map_id, map(self._packs.get, named))
+            self._packs.use(named)
             self._put(txn, map_id, MapInfo(0, size, kind, uuid))
             txn.put(uuid.bytes, schema.U64.pack(map_id), db=self._uuids)
 
@@ -150,6 +159,7 @@ class Maps:
             self.drop_rows(map_id)
             txn.delete(schema.U64.pack(map_id), db=self._maps)
             txn.delete(info.uuid.bytes, db=self._uuids)
+            self._usage.map_removed(map_id)
 
     def drop_rows(self, map_id: int) -> None:
         """Removes the rows of a map, which is provisional or going."""

@@ -38,10 +38,19 @@ def check(directory: Path) -> None:
             last_page, page_size = _newest_meta(file.read(2 * 65536), path)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        raise CatalogDamaged(f"{directory} has no data.mdb: there is no catalog.") from None
+        raise CatalogDamaged(
+            f"{directory} has no data.mdb: there is no catalog. `imagefs rebuild` makes it anew."
+        ) from None
     needed = (last_page + 1) * page_size
     if size < needed and (reason := walk(directory)):
         raise CatalogDamaged(f"{path} is truncated: {size} of {needed} bytes are there ({reason}).")
+
+
+def require_readable(directory: Path) -> None:
+    """Raises CatalogDamaged unless every page of the catalog can be read, which a child process tries."""
+    check(directory)
+    if reason := walk(directory):
+        raise CatalogDamaged(f"{directory} cannot be read: {reason}.")
 
 
 def walk(directory: Path, timeout_s: float = 600.0) -> str | None:

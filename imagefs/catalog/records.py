@@ -23,7 +23,7 @@ HEADER = Struct(">BBBHHIIIQQQQQqQqqqqq16sB")
 JSON."""
 STATUSES = tuple(Status)
 """The header has a status as its position here: append only."""
-PROTECTED, HIDDEN = 1, 2
+PROTECTED, HIDDEN, BASED = 1, 2, 4
 
 
 class Attrs(NamedTuple):
@@ -44,7 +44,7 @@ class Attrs(NamedTuple):
     map_id: int
     """The sealed data's map, 0 when there is none."""
     base_map: int
-    """The draft's base map, 0 when there is none."""
+    """Of a draft that an earlier version made: its base map; else 0."""
     base_size: int
     size_or_none: int
     """The record's size in bytes, -1 when it is not known."""
@@ -85,6 +85,11 @@ class Attrs(NamedTuple):
         return self.draft_gen != 0
 
     @property
+    def based(self) -> bool:
+        """Whether the draft takes blocks from maps."""
+        return bool(self.flags & BASED or self.base_map)
+
+    @property
     def protected(self) -> bool:
         """Whether deleting it is refused."""
         return bool(self.flags & PROTECTED)
@@ -110,7 +115,7 @@ def _header(image: Image, entry: bytes) -> bytes:
     return HEADER.pack(
         VERSION,
         STATUSES.index(image.status),
-        image.protected * PROTECTED | image.os_hidden * HIDDEN,
+        image.protected * PROTECTED | image.os_hidden * HIDDEN | (draft is not None and draft.based) * BASED,
         image.mode,
         image.dir_mode,
         image.uid,

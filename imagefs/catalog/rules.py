@@ -13,13 +13,14 @@ from itertools import groupby
 from uuid import UUID
 
 from imagefs.blocks import maprows
-from imagefs.catalog import indexes, records, schema
+from imagefs.catalog import indexes, parts, records, schema
 from imagefs.catalog.catalog import Catalog
 from imagefs.catalog.checkpoints import Checkpoint
 from imagefs.catalog.checkpoints import decode as decode_checkpoint
 from imagefs.catalog.env import Txn
 from imagefs.catalog.packrows import PackKind, PackRow, PackState, decode
 from imagefs.catalog.schema import SubDb
+from imagefs.catalog.usage import difference
 from imagefs.types import Image, Ino, Kind, Status
 
 
@@ -75,6 +76,10 @@ class Snapshot:
     def checkpoints(self) -> dict[UUID, Checkpoint]:
         """Every sealing that is under way, by image."""
         return {UUID(bytes=key): decode_checkpoint(raw) for key, raw in self.rows(schema.SEALS)}
+
+    def usage(self) -> Iterator[tuple[str, str]]:
+        """(figure, what is wrong) of every figure of `usage` that a count does not find."""
+        return difference(self._env, self._txn)
 
     def counter(self, name: bytes) -> int:
         """A figure of `meta`."""
@@ -168,9 +173,9 @@ def records_are_possible(at: Snapshot) -> Iterator[Finding]:
 
 @rule
 def map_references_match(at: Snapshot) -> Iterator[Finding]:
-    """A map counts the images, deleted ones too, that have it as data, and the drafts that have it as
-    base."""
-    refs: Counter[int] = Counter()
+    """A map counts the images, deleted ones too, that have it as data, and the drafts that take blocks from
+    it."""
+    refs = Counter(schema.U64.unpack(key[-8:])[0] for key in at.keys(schema.BASE_MAP))
     for record in [*at.images(), *(record for _, record in at.siblings())]:
         refs[record.map_id] += 1
         refs[record.draft.base_map if record.draft else 0] += 1
@@ -186,6 +191,20 @@ def map_references_match(at: Snapshot) -> Iterator[Finding]:
             yield Finding("map_references_match", f"map {map_id}", f"counts {there[map_id]}, used {refs[map_id]}")
     if len(at.keys(schema.MAP_UUID)) != len(there):
         yield Finding("map_references_match", "map_uuid", "has names of maps that are not there")
+
+
+@rule
+def bases_have_references(at: Snapshot) -> Iterator[Finding]:
+    """Every map that a draft takes blocks from is referred to by it, and its parts do not overlap."""
+    refs = at.keys(schema.BASE_MAP)
+    before, end = b"", 0
+    for key, raw in at.rows(schema.BASE):
+        part, draft = parts.decode(key, raw), key[:-8]
+        if draft + schema.U64.pack(part.map_id) not in refs:
+            yield Finding("bases_have_references", _id(key[:16]), f"takes blocks from map {part.map_id}, uncounted")
+        if draft == before and part.block < end:
+            yield Finding("bases_have_references", _id(key[:16]), f"has two sources of block {part.block}")
+        before, end = draft, part.end
 
 
 @rule
@@ -232,16 +251,20 @@ def pack_lists_match(at: Snapshot) -> Iterator[Finding]:
         for key in wanted.get(table.name, set()) ^ at.keys(table):
             yield Finding("pack_lists_match", key.hex(), f"is wrong in {table.name}")
     numbers = {schema.U32.pack(pack.no) for pack in at.packs()}
-    for key in at.keys(schema.FRAMES) - numbers:
-        yield Finding("pack_lists_match", f"pack {int.from_bytes(key)}", "has frames and is not there")
+    for table in (schema.FRAMES, schema.DAMAGE):
+        for key in at.keys(table) - numbers:
+            message = f"has a row in {table.name} and is not there"
+            yield Finding("pack_lists_match", f"pack {int.from_bytes(key)}", message)
 
 
 @rule
 def pend_packs_have_drafts(at: Snapshot) -> Iterator[Finding]:
-    """What is reserved belongs to an image with a draft; a checkpoint too."""
+    """What is reserved belongs to an image with a draft, or to a session that moves blocks; a checkpoint to a
+    draft."""
     drafts = {image.id for image in at.images() if image.draft is not None}
+    owners = drafts | {UUID(bytes=key) for key in at.keys(schema.SESSIONS)}
     for pack in at.packs():
-        if pack.state == PackState.PEND and pack.owner not in drafts:
+        if pack.state == PackState.PEND and pack.owner not in owners:
             yield Finding("pend_packs_have_drafts", f"pack {pack.no}", f"is reserved by {pack.owner}: no draft")
     for image_id in at.checkpoints():
         if image_id not in drafts:
@@ -282,6 +305,13 @@ def generations_are_past(at: Snapshot) -> Iterator[Finding]:
     for subject, given in found.items():
         if given > gen:
             yield Finding("generations_are_past", subject, f"has generation {given}, the newest one is {gen}")
+
+
+@rule
+def usage_matches(at: Snapshot) -> Iterator[Finding]:
+    """What is counted as things change is what a count of everything finds."""
+    for subject, message in at.usage():
+        yield Finding("usage_matches", subject, message)
 
 
 def _named(at: Snapshot) -> Counter[int]:

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from blake3 import blake3
 
-VERSION = 1
-"""Of this schema, in `meta`. A catalog with a higher one is refused; a lower one would be migrated at
-open."""
+VERSION = 2
+"""Of this schema, in `meta`. A catalog with a higher one is refused; a lower one gets the tables that it lacks
+when it is opened for writing. 2: damage, usage, quota,
+base, base_map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,10 @@ pack      next pack number
 map       next map number
 logged    generation of the newest log row
 flushed   log objects on the store have all log rows up to this generation
-pruned    log rows up to this generation have been removed"""
+pruned    log rows up to this generation have been removed
+scrub     first pack number that the scrub under way has not looked at; 0 when none is under way
+scrub_began, scrub_ended  times (ns) of the scrub under way or the last one, and of the last one that came to its end
+scrub_deep                1 if the scrub under way checks block digests too"""
 
 IMAGES = SubDb(
     "images",
@@ -99,11 +103,19 @@ INDEXES = (
 )  # fmt: skip
 """Have rows for every image that is not deleted."""
 
-UNLINKED = SubDb("unlinked", "generation of the deletion u64, id", "-", "T4, T5", "images with status deleted")
+UNLINKED = SubDb(
+    "unlinked",
+    "generation of the deletion u64, id",
+    "the status that the image had, ASCII; empty counts as active",
+    "T4, T5, undelete",
+    "images with status deleted",
+)
 
-MAPS = SubDb("maps", "map number u64", "MAP: refs u32, size u64, kind u8 (0 plain), uuid", "T3, T5, T10", "manifests")
-"""refs counts the images whose data it is, deleted ones included until finalised, and the drafts and
-siblings whose base it is. A provisional map (named by `seals`) has rows in mapseg but none here."""
+MAPS = SubDb(
+    "maps", "map number u64", "MAP: refs u32, size u64, kind u8 (0 plain, 1 recode), uuid", "T3, T5, T10", "manifests"
+)
+"""refs counts the images whose data it is, deleted ones included until finalised, and the rows of
+base_map. A provisional map (named by `seals`) has rows in mapseg but none here."""
 MAP_UUID = SubDb("map_uuid", "uuid", "map number u64", "with maps", "from maps")
 MAPSEG = SubDb(
     "mapseg",
@@ -112,6 +124,23 @@ MAPSEG = SubDb(
     "checkpoint, T3, T9",
     "manifests",
 )
+BASE = SubDb(
+    "base",
+    "id, draft generation u32, first block of the draft u64",
+    "count u64, map number u64, first block in the map u64: blocks that the draft takes from a map",
+    "after a sync of the staging file; T3, T5",
+    "lost: the draft cannot be read or sealed any more",
+)
+"""Intervals that do not overlap, as they were at the last sync; as they are in this boot they are in volatile/.
+Blocks without a row are in the staging file; rows behind the end of that file mean nothing."""
+BASE_MAP = SubDb(
+    "base_map",
+    "id, draft generation u32, map number u64",
+    "inode u64",
+    "first share; when no block is left; when the draft has ended and nobody has the inode open",
+    "from base",
+)
+"""Each is a reference of the map. A draft may have ended whose rows are still there."""
 PACKS = SubDb(
     "packs",
     "pack number u32",
@@ -130,6 +159,13 @@ FRAMES = SubDb(
     "24 B a frame: offset u32, stored length u24 + codec u8, digest16; each but the last has 16 blocks",
     "checkpoint, T3",
     "the pack's footer",
+)
+DAMAGE = SubDb(
+    "damage",
+    "pack number u32",
+    "JSON: when it was found, whether the object is missing, damaged frames, what else does not verify",
+    "scrub, heal; T7",
+    "drop: the next scrub finds it again",
 )
 TRASH = SubDb("trash", "generation u64, pack number u32", "-", "T3, T5, T6, T9", "packs with state trash")
 DOOMED = SubDb("doomed", "pack number u32", "-", "T6, T7", "packs with state doomed")
@@ -158,6 +194,16 @@ LOG = SubDb(
     "rows lost are lost: readers drop what they have cached",
 )
 """Pruned once flushed, older than 1 h and acknowledged by every session."""
+USAGE = SubDb(
+    "usage",
+    "'p' state; 's' status; 'o' text(owner), or 't' for all; 'u' text(owner), map number u64; 'a' map number u64; "
+    "'survey'; 'filled'",
+    "objects, bytes; images; images, logical, allocated, unique bytes; images of the owner that have the map; "
+    "bytes that came to the store with the map (all i64); JSON of the last survey; there once all is counted",
+    "with packs, maps and images",
+    "counted anew by scan (usage.counted)",
+)
+QUOTA = SubDb("quota", "'all', or 'o' text(owner)", "JSON: owner, limits in bytes", "quotas.*", "lost: set them again")
 SLOTS = SubDb(
     "slots",
     "connection id, thread u32",
@@ -168,7 +214,8 @@ SLOTS = SubDb(
 
 ALL = (
     META, IMAGES, BY_INO, ENTRY, SIBLING, *INDEXES, UNLINKED, MAPS, MAP_UUID, MAPSEG, PACKS, PACK_NAME,
-    PACK_OWNER, FRAMES, TRASH, DOOMED, SEALS, SESSIONS, HOLDS, LOG, SLOTS,
+    PACK_OWNER, FRAMES, DAMAGE, TRASH, DOOMED, SEALS, SESSIONS, HOLDS, LOG, SLOTS, USAGE,
+    QUOTA, BASE, BASE_MAP,
 )  # fmt: skip
 
 U32 = Struct(">I")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
+from imagefs.blocks import recode
 from imagefs.catalog.checkpoints import Checkpoint, Checkpoints
 from imagefs.catalog.env import Environment
 from imagefs.catalog.images import Images
@@ -186,34 +187,33 @@ class Seals:
             }
             return self._images.update(image_id, lambda image: replace(image, **data), Op.SEAL)
 
-    def share(self, image_id: UUID, session: UUID | None, gen: int, writes: int, fields: Mapping[str, object]) -> Image:
-        """T3 for a draft whose content is exactly its base map: the map becomes the image's own; no data
+    def share(
+        self, image_id: UUID, session: UUID | None, gen: int, writes: int, map_id: int, fields: Mapping[str, object]
+    ) -> Image:
+        """T3 for a draft whose content is exactly that of a map: the map becomes the image's own; no data
         moves.
 
         Size, hashes and formats are those of an image with the same map, where there is one; `fields` that
         are not None win. `session` None: for a draft that nobody is sealing. SealCancelled as in `commit`;
-        InvalidValue if the base is only a part of its map.
+        NotFound when there is no such map.
         """
         with self._env.write():
             image = self._images.get(image_id)
             draft = image.draft
             if draft is None or draft.sealer != session or not _same_draft(image, gen, writes):
                 raise SealCancelled(f"Image {image_id} was opened for writing while it was being sealed.")
-            if not draft.base_map:
-                raise InvalidValue(f"The draft of image {image_id} has no base map.")
-            info = self._maps.info(draft.base_map)
-            if info.size != draft.base_size:
-                raise InvalidValue(f"Image {image_id} shares {draft.base_size} of {info.size} bytes only.")
-            twins = self._images.query(Query(map_id=draft.base_map, limit=1))
+            info = self._maps.info(map_id)
+            twins = self._images.query(Query(map_id=map_id, limit=1))
             data: dict[str, Any] = {
                 "virtual_size": info.size,
-                "allocated": self._maps.allocated(draft.base_map),
+                "allocated": self._maps.allocated(map_id) if info.kind == 0 else info.size,
+                "layout": recode.LAYOUTS[info.kind],
             }
             if twins:
                 data = {name: getattr(twins[0], name) for name in (*_DATA_FIELDS, "disk_format")}
                 data["disk_format"] = image.disk_format or data["disk_format"]
             data |= {name: value for name, value in fields.items() if value is not None}
-            data |= {"map_id": draft.base_map, "map_uuid": info.uuid, "size": info.size}
+            data |= {"map_id": map_id, "map_uuid": info.uuid, "size": info.size}
             data |= {"status": Status.ACTIVE, "draft": None}
             shared = self._images.update(image_id, lambda image: replace(image, **data), Op.SEAL)
             if session is not None:
@@ -251,25 +251,7 @@ class Seals:
                     released.append(image_id)
         return released
 
-    # -- bases and clones --------------------------------------------------------------------------
-
-    def set_base(self, image_id: UUID, map_id: int, size: int) -> Image:
-        """Makes the first `size` bytes of a map the draft's content. NotFound (map), InvalidValue unless
-        saving."""
-        with self._env.write():
-            uuid = self._maps.info(map_id).uuid
-            return self._images.update(
-                image_id,
-                lambda image: _with_draft(image, base_map=map_id, base_size=size, base_uuid=uuid),
-                Op.DRAFT,
-            )
-
-    def drop_base(self, image_id: UUID) -> Image:
-        """The draft's content is all in its staging file: its base map is needed no more. InvalidValue
-        unless saving."""
-        return self._images.update(
-            image_id, lambda image: _with_draft(image, base_map=0, base_size=0, base_uuid=None), Op.DRAFT
-        )
+    # -- clones ------------------------------------------------------------------------------------
 
     def clone(self, source_id: UUID, new: Image) -> Image:
         """T10: adds `new`, active, with the source's data and, where it gives none, formats: one
@@ -291,15 +273,18 @@ class Seals:
             least = self._sessions.acknowledged()
             return [image_id for gen, image_id in self._images.unlinked() if self._may_end(gen, image_id, least)]
 
-    def finalise(self, image_id: UUID) -> bool:
+    def finalise(self, image_id: UUID, deletion: int | None = None) -> bool:
         """T5: if every session has acknowledged the deletion and none holds the image, ends it: its map's
         reference, its draft with what that reserved and its base, siblings, inode numbers, the row.
 
+        `deletion`: only if it was deleted in that generation, not brought back and deleted again since.
         False: not yet, or no deleted image.
         """
         with self._env.write():
             gen = self._images.unlinked_at(image_id)
-            if gen is None or not self._may_end(gen, image_id, self._sessions.acknowledged()):
+            if gen is None or deletion not in (None, gen):
+                return False
+            if not self._may_end(gen, image_id, self._sessions.acknowledged()):
                 return False
             self._siblings.drop(image_id)
             self._images.remove(gen, image_id)

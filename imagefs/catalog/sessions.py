@@ -43,6 +43,8 @@ class Sessions:
         self._holds = env.table(schema.HOLDS.name)
         self.on_end: Callable[[UUID], builtins.list[UUID]] = lambda _: []
         """Called inside the transaction that ends a session: clears it as sealer, returns the drafts."""
+        self.on_join: Callable[[UUID], None] = lambda _: None
+        """Called inside the transaction in which another worker follows in a session."""
 
     def start(self, session: UUID, kind: str, host: str, boot: str) -> int:
         """Adds the row, acknowledged up to now, and returns that generation; take the lock file first.
@@ -52,6 +54,7 @@ class Sessions:
         with self._env.write() as txn:
             raw = txn.get(session.bytes, db=self._sessions)
             if raw is not None:
+                self.on_join(session)
                 return _row(session, raw).ack
             gen = self._counters.get("gen")
             self._put(txn, SessionRow(session, kind, host, boot, gen, self._clock()))

@@ -14,7 +14,11 @@ _GLANCE = (
 )  # fmt: skip
 """Fields whose change changes updated_at."""
 # The hashes follow by themselves some time after sealing: tar and rsync would see a file that changes.
-_UNTIMED = {"atime", "draft", "draft_gen", "updated_at", "ctime", "checksum", "os_hash_algo", "os_hash_value"}
+# So may the layout, and with it the map, of the same bytes.
+_UNTIMED = {
+    "atime", "draft", "draft_gen", "updated_at", "ctime", "checksum", "os_hash_algo", "os_hash_value", "map_id",
+    "map_uuid", "layout",
+}  # fmt: skip
 _FOLLOWED = tuple(name for name in Image.__dataclass_fields__ if name not in _UNTIMED)
 """Fields whose change changes ctime."""
 

@@ -17,6 +17,7 @@ from struct import Struct
 from uuid import UUID
 
 from imagefs.catalog import schema
+from imagefs.catalog.bases import LIVE_TABLES, LiveBases
 from imagefs.catalog.disposable import Disposable
 from imagefs.catalog.env import Txn
 
@@ -49,8 +50,10 @@ class OpenTable:
     def __init__(self, path: Path, boot: str) -> None:
         """In the directory `path`; emptied if the machine was booted since it was written (`boot`: this
         boot's id)."""
-        self._disposable = Disposable(path, boot, ("opens", "by_ino"))
+        self._disposable = Disposable(path, boot, ("opens", "by_ino", *LIVE_TABLES))
         self._env = self._disposable.env
+        self.bases = LiveBases(self._env, boot)
+        """What drafts take from maps lives in the same environment."""
         self._opens = self._env.table("opens")
         self._inos = self._env.table("by_ino")
 

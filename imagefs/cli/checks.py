@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes.util
 import fcntl
+import hashlib
 import importlib.util
 import os
 import platform
@@ -16,6 +17,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -46,12 +48,14 @@ class Check:
         return {key: str(value) for key, value in asdict(self).items()}
 
 
-MODULES = ("blake3", "click", "crc32c", "lmdb", "oslo_utils", "rich", "xattr", "zstandard")
+MODULES = ("blake3", "click", "lmdb", "oslo_utils", "rich", "xattr", "zstandard")
 RESEND_KERNEL = (6, 9)
 """First Linux with passthrough and with requests that outlive the worker (S13)."""
 LEAST_ROOM = 1 << 30
 REMOTE = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs")
 CAP_SYS_ADMIN = 21
+STREAM = "85103e505c02a3b3"
+"""What zlib 1.2 and 1.3 make of a text: the beginning of its SHA-256."""
 
 
 def python_modules() -> Check:
@@ -91,7 +95,7 @@ def privileges() -> Check:
     if not os.stat(helper).st_mode & stat.S_ISUID:
         found = f"not root, and {helper} is not setuid root"
         return Check("privileges", State.MISSING, found, f"chmod u+s {helper} (as root)")
-    return Check("privileges", State.OK, f"mounts through {helper}")
+    return Check("privileges", State.OK, f"mounts through {helper}; only root has files read by the kernel itself")
 
 
 def fusermount() -> Check:
@@ -125,11 +129,11 @@ def kernel(release: str = "") -> Check:
     release = release or platform.release()
     match = re.match(r"(\d+)\.(\d+)", release)
     if match and (int(match[1]), int(match[2])) >= RESEND_KERNEL:
-        return Check("kernel", State.OK, f"Linux {release}: open files survive a killed worker")
+        return Check("kernel", State.OK, f"Linux {release}: open files survive a killed worker, plain files need none")
     return Check(
         "kernel",
         State.NOTE,
-        f"Linux {release}: open files end with an error when the worker is killed (S13)",
+        f"Linux {release}: open files end with an error when the worker is killed (S13), all reads go through it",
         "a kernel of 6.9 or newer (Debian 12: linux-image-amd64 from bookworm-backports)",
     )
 
@@ -169,6 +173,17 @@ def fusectl(path: str = "/sys/fs/fuse/connections") -> Check:
         f"{path} is not mounted: a stuck mount cannot be aborted there",
         f"mount -t fusectl fusectl {path}",
     )
+
+
+def deflate() -> Check:
+    """Whether zlib makes the very streams that compressed images were stored from, as qemu does."""
+    text = b"".join(b"%d %d;" % (number * number % 997, number % 89) for number in range(9000))[: 1 << 16]
+    encoder = zlib.compressobj(6, zlib.DEFLATED, -12, 9)
+    made = encoder.compress(text) + encoder.flush()
+    if hashlib.sha256(made).hexdigest()[:16] == STREAM:
+        return Check("zlib", State.OK, f"zlib {zlib.ZLIB_RUNTIME_VERSION} makes the streams of compressed images")
+    found = f"zlib {zlib.ZLIB_RUNTIME_VERSION} makes other streams: converted images are read a hundred times slower"
+    return Check("zlib", State.NOTE, found, "a Python with zlib itself, not zlib-ng")
 
 
 def limits() -> Check:
@@ -271,6 +286,6 @@ def machine(repository: Path) -> list[Check]:
     directory = nearest_existing(repository)
     return [
         python_modules(), fuse_device(), privileges(), fusermount(), allow_other(), kernel(), libfuse(),
-        request_timeout(), fusectl(), limits(), filesystem_type(directory), disk_room(directory),
+        request_timeout(), fusectl(), limits(), deflate(), filesystem_type(directory), disk_room(directory),
         *filesystem_features(directory),
     ]  # fmt: skip

@@ -54,7 +54,7 @@ def repository(settings: Settings) -> Check:
         return Check("repository", State.OK, f"{path} opens")
     if done.returncode < 0:
         found = f"{path}: reading its catalog killed the reader (signal {-done.returncode})"
-        return Check("repository", State.MISSING, found, "restore catalog/ from a backup; see docs/operations.md")
+        return Check("repository", State.MISSING, found, "imagefs rebuild; see docs/operations.md")
     said = done.stderr.strip().splitlines()
     return Check("repository", State.MISSING, said[-1] if said else "did not open", "see docs/operations.md")
 

@@ -7,10 +7,13 @@ from typing import Any
 import click
 
 from imagefs.catalog import Query
+from imagefs.cli.damage import image_damage
 from imagefs.cli.opening import complete_image, entry_of, every_image, image_properties, opened, resolve
 from imagefs.cli.output import json_option, print_json, size_text, time_text
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.space import image_figures, image_rows, show_space
 from imagefs.cli.tables import print_record, print_table
+from imagefs.cli.trash import show_deleted
 from imagefs.images.arming import blocked_reason
 from imagefs.images.repository import Repository
 from imagefs.tree.metadata import document
@@ -38,13 +41,17 @@ def current_size(repo: Repository, image: Image) -> int | None:
 @click.option("--all", "hidden", is_flag=True, help="Hidden images (os_hidden) too.")
 @click.option("--sort", type=click.Choice(SORTS), default="name", show_default=True)
 @click.option("--reverse", is_flag=True, help="Last first.")
+@click.option("--deleted", is_flag=True, help="Deleted images that `undelete` can bring back; nothing else counts.")
 @click.option("--quiet", "-q", is_flag=True, help="Print ids alone.")
 @json_option
 @repo_option
 @pass_settings
-def list_command(settings: Settings, /, as_json: bool, quiet: bool, **options: Any) -> None:
+def list_command(settings: Settings, /, as_json: bool, quiet: bool, deleted: bool, **options: Any) -> None:
     """List images."""
     with opened(settings) as repo:
+        if deleted:
+            show_deleted(repo, as_json=as_json, quiet=quiet)
+            return
         images = [(image, current_size(repo, image)) for image in every_image(repo, _conditions(**options))]
     if as_json:
         print_json([document(image) | {"entry": entry_of(image) or None} for image, _ in images])
@@ -92,18 +99,39 @@ def _conditions(
 
 @click.command("show")
 @click.argument("image", shell_complete=complete_image)
+@click.option("--space", is_flag=True, help="Say why the image is as big as it is, and what deleting it frees.")
 @json_option
 @repo_option
 @pass_settings
-def show_command(settings: Settings, /, image: str, as_json: bool) -> None:
-    """Show one image's record."""
+def show_command(settings: Settings, /, image: str, space: bool, as_json: bool) -> None:
+    """Show one image's record, or where its bytes are."""
     with opened(settings) as repo:
         found = resolve(repo, image)
+        if space:
+            show_space(repo, found, as_json=as_json)
+            return
+        figures = image_figures(repo, found)
+        damaged = image_damage(repo, found)
         size, reason = current_size(repo, found), blocked_reason(repo, found)
     if as_json:
-        print_json(document(found) | _figures(found, size, reason))
+        print_json(
+            document(found)
+            | _figures(found, size, reason)
+            | figures
+            | _layout(found, figures)
+            | {"damaged": [list(one) for one in damaged]}
+        )
     else:
-        print_record(_rows(found, size, reason))
+        layout = [(key.replace("_", " "), _text(value)) for key, value in _layout(found, figures).items()]
+        lost = [("DAMAGED", f"bytes {offset} to {offset + length - 1}") for offset, length in damaged]
+        print_record([*_rows(found, size, reason), *image_rows(figures), *layout, *lost])
+
+
+def _layout(image: Image, figures: dict[str, Any]) -> dict[str, object]:
+    """How its data is stored, and the bytes that this saves: compressed data as it is shares nothing."""
+    unique, size = figures.get("unique_bytes"), image.size
+    saves = size - unique if image.layout != "plain" and size is not None and unique is not None else None
+    return {"layout": image.layout if image.sealed else None, "layout_saves_bytes": saves}
 
 
 def _figures(image: Image, size: int | None, reason: str | None) -> dict[str, object]:

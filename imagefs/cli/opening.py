@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from imagefs.catalog import Query
 from imagefs.cli.settings import Settings
 from imagefs.config import Config
-from imagefs.errors import Ambiguous, ImagefsError, InvalidValue, NotFound
+from imagefs.errors import Ambiguous, BackendFailed, ImagefsError, InvalidValue, NoSpace, NotFound
 from imagefs.images.gc import Collector
 from imagefs.images.repository import Repository
 from imagefs.types import Image
@@ -40,6 +40,10 @@ def opened(settings: Settings) -> Iterator[Repository]:
         Collector(repo).reap()
         yield repo
     finally:
+        # What this command changed survives the loss of the catalog as soon as it has ended. On a full disk it
+        # has to wait for the janitor.
+        with contextlib.suppress(NoSpace, BackendFailed):
+            repo.logs.flush()
         repo.close()
 
 

@@ -15,7 +15,7 @@ from imagefs.cli.output import say
 from imagefs.cli.progress import progress
 from imagefs.cli.settings import Settings, pass_settings, repo_option
 from imagefs.cli.working import opened_for_data
-from imagefs.errors import ImagefsError, Mismatch, SealBlocked, TimedOut
+from imagefs.errors import Mismatch, SealBlocked, TimedOut
 from imagefs.images.arming import blocked_reason
 from imagefs.images.hashtask import fill_in_hashes
 from imagefs.images.repository import Repository
@@ -96,17 +96,6 @@ def _sealer_runs(repo: Repository) -> bool:
         for row in repo.catalog.sessions.list()
         if row.id != repo.session.id
     )
-
-
-def seal_filled(images: Images, image: Image) -> Image:
-    """Seals a draft that this command has filled; says what stays behind when that does not work."""
-    try:
-        return seal(images, image)
-    except Mismatch:
-        raise
-    except (ImagefsError, KeyboardInterrupt):
-        say(f"The data is complete as a draft: `imagefs seal {image.id}` goes on, `imagefs delete` drops it.")
-        raise
 
 
 def seal(images: Images, image: Image) -> Image:

@@ -9,18 +9,20 @@ from typing import Any
 import click
 
 from imagefs import __version__
+from imagefs.cli.damage import damage_figures, damage_rows
 from imagefs.cli.listing import current_size
 from imagefs.cli.opening import entry_of, opened
 from imagefs.cli.output import json_option, print_json, size_text, time_text
 from imagefs.cli.running import running
 from imagefs.cli.settings import Settings, pass_settings, repo_option
+from imagefs.cli.space import space_figures, space_rows
 from imagefs.cli.tables import print_record, print_table
 from imagefs.fuse import mounts
 from imagefs.images.arming import blocked_reason
 from imagefs.images.listing import with_status
 from imagefs.images.repository import Repository
 from imagefs.images.session import is_dead
-from imagefs.types import Image, Kind, Status
+from imagefs.types import Image, Status
 
 
 @click.command("status")
@@ -39,8 +41,7 @@ def status_command(settings: Settings, /, as_json: bool) -> None:
 
 def status(repo: Repository) -> dict[str, Any]:
     """Everything that `status --json` says. Sizes in bytes, times in ns."""
-    by_status, logical = _images(repo)
-    totals = repo.catalog.packs.totals()
+    by_status = {str(state): count for state, count in repo.catalog.usage.by_status().items()}
     daemons = running(repo.path)
     first = daemons[0] if daemons else None
     return {
@@ -49,10 +50,10 @@ def status(repo: Repository) -> dict[str, Any]:
         "repository_id": str(repo.superblock.repo),
         "images": sum(by_status.values()),
         "by_status": by_status,
-        "logical_bytes": logical,
-        "stored_bytes": totals.stored_bytes,
-        "trash_bytes": totals.trash_bytes + totals.doomed_bytes,
+        **space_figures(repo),
+        **damage_figures(repo),
         "draft_bytes": repo.staging.allocated(),
+        "cache_bytes": repo.materialised.allocated(),
         "room_for_drafts": max(repo.space.room(), 0),
         "transport": first.transport if first else None,
         "mountpoints": sorted({daemon.mountpoint for daemon in daemons}),
@@ -64,19 +65,6 @@ def status(repo: Repository) -> dict[str, Any]:
         "sessions": list(_sessions(repo)),
         "generation": repo.catalog.generation(),
     }
-
-
-def _images(repo: Repository) -> tuple[dict[str, int], int]:
-    """Images by state, and the bytes of all sealed data as its readers see it."""
-    by_status: dict[str, int] = {}
-    logical = after = 0
-    while page := repo.catalog.images.walk(Kind.DIRECTORY, after):
-        for _, attrs in page:
-            by_status[str(attrs.status)] = by_status.get(str(attrs.status), 0) + 1
-            if attrs.map_id:
-                logical += attrs.size or 0
-        after = page[-1][0]
-    return by_status, logical
 
 
 def _without_daemon(repo: Repository, served: set[str]) -> list[str]:
@@ -133,6 +121,8 @@ def _print(figures: dict[str, Any]) -> None:
                 "stored",
                 f"{size_text(figures['stored_bytes'])} ({size_text(figures['trash_bytes'])} of it trash)",
             ),
+            *space_rows(figures),
+            *damage_rows(figures),
             ("drafts' bytes", size_text(figures["draft_bytes"])),
             ("room for drafts", size_text(figures["room_for_drafts"])),
             ("mounted", "; ".join(_mount_text(one) for one in figures["mounts"]) or "nowhere"),

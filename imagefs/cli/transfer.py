@@ -22,14 +22,17 @@ from imagefs.cli.edit import Edit, edit_of, record_options
 from imagefs.cli.opening import complete_image, entry_of, opened, resolve
 from imagefs.cli.output import json_option, print_json, say
 from imagefs.cli.progress import progress
-from imagefs.cli.sealing import seal_filled
+from imagefs.cli.sealing import HOLES_HASHED
 from imagefs.cli.settings import Settings, pass_settings, repo_option
 from imagefs.cli.working import opened_for_data
-from imagefs.errors import Busy, Exists, ImagefsError, InvalidValue, NoData
+from imagefs.errors import Busy, Exists, ImagefsError, InvalidValue, Mismatch, NoData
 from imagefs.images import drafts, fields
+from imagefs.images.hashtask import Source, fill_in_hashes
 from imagefs.images.opens import Handle, OpenFiles
+from imagefs.images.repository import Repository
 from imagefs.images.service import Images
 from imagefs.images.staging import data_ranges
+from imagefs.images.upload import Upload
 from imagefs.tree import xattrs
 from imagefs.tree.metadata import document
 from imagefs.types import Caller, Image
@@ -79,8 +82,8 @@ def create_command(
 ) -> None:
     """Make an image NAME, with the data of a file, or without data (queued) when no --file is given.
 
-    Interrupted while it reads the data, nothing is left; while it seals, the draft is left complete and
-    `imagefs seal` goes on. Prints the new image's id.
+    The data goes straight into packs, and is durable when the image is active; interrupted before, nothing
+    is left. Prints the new image's id.
     """
     edit = edit_of(**options)
     if name is not None:
@@ -97,11 +100,16 @@ def create_command(
             with _deleted_on_failure(images, image):
                 change = _with_attributes(_attributes_of(fd) if attributes else {}, edit, declared)
                 image = images.update(image.id, change)
-                # A create that is killed, or whose mount seals at once, must not leave an active image.
-                images.update_draft(image.id, drafts.blocked(UNFINISHED))
-                _copy_in(fd, source, files, image)
-                images.update_draft(image.id, drafts.blocked(None) if seal else drafts.marked(True))
-            image = seal_filled(images, image) if seal else images.get(image.id)
+                before = os.fstat(fd)
+                if seal:
+                    image = _upload(fd, before, source, images, files, image)
+                else:
+                    # A create that is killed, or whose mount seals at once, must not leave an active image.
+                    images.update_draft(image.id, drafts.blocked(UNFINISHED))
+                    _copy_in(fd, source, files, image)
+                    image = images.update_draft(image.id, drafts.marked(True))
+            if seal:
+                image = _with_hashes(images.repo, image, fd, before)
     if as_json:
         print_json(document(image))
     else:
@@ -154,6 +162,8 @@ def _deleted_on_failure(images: Images, image: Image) -> Iterator[None]:
     """Deletes an image that this command made and could not fill."""
     try:
         yield
+    except Mismatch:
+        raise  # it is killed, and says why
     except BaseException:
         with contextlib.suppress(ImagefsError):
             images.update(image.id, Edit({"protected": False}, {}, ()))
@@ -183,6 +193,67 @@ def _handle(files: OpenFiles, image: Image, flags: int) -> Iterator[Handle]:
         files.release(handle.fh)
 
 
+def _upload(fd: int, before: os.stat_result, name: str, images: Images, files: OpenFiles, image: Image) -> Image:
+    """The image, sealed. What can be read again is hashed afterwards, which makes it active sooner."""
+    regular = stat.S_ISREG(before.st_mode)
+    expected = image.draft.expected if image.draft else {}
+    hashed = not regular or not expected.keys().isdisjoint({"checksum", "os_hash_value"})
+    with (
+        Upload(images, files, image, hashed=hashed) as upload,
+        progress("storing", before.st_size if regular else None) as advance,
+    ):
+        if regular:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            _upload_data(fd, before.st_size, upload, advance)
+            _require_unchanged(fd, before, name)
+        else:
+            _upload_stream(fd, upload, advance)
+        return upload.seal()
+
+
+def _upload_data(fd: int, size: int, upload: Upload, advance: Advance) -> None:
+    for offset, length in data_ranges(fd, 0, size):
+        advance(offset - upload.size)
+        upload.hole(offset - upload.size)
+        while upload.size < offset + length:
+            count = upload.read_from(fd, upload.size, offset + length - upload.size)
+            if not count:
+                return  # it was cut short: the caller sees that
+            advance(count)
+    advance(size - upload.size)
+    upload.hole(size - upload.size)
+
+
+def _upload_stream(fd: int, upload: Upload, advance: Advance) -> None:
+    """Reads a pipe, a terminal or a device to its end."""
+    with open(fd, "rb", buffering=0, closefd=False) as stream:
+        buffer = memoryview(bytearray(PIECE))
+        while count := stream.readinto(buffer):
+            upload.write(buffer[:count])
+            advance(count)
+
+
+def _with_hashes(repo: Repository, image: Image, fd: int, before: os.stat_result) -> Image:
+    """The image with its hashes, unless zeros would make that take long: a mount fills them in."""
+    if (image.size or 0) - image.allocated > HOLES_HASHED:
+        return image
+    source = None
+    if stat.S_ISREG(before.st_mode):
+        source = Source(lambda offset, length: os.pread(fd, length, offset), lambda: _same(fd, before))
+    fill_in_hashes(repo, image.id, lambda: False, source)
+    return repo.catalog.images.get(image.id)
+
+
+def _same(fd: int, before: os.stat_result) -> bool:
+    after = os.fstat(fd)
+    return (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def _require_unchanged(fd: int, before: os.stat_result, name: str) -> None:
+    if not _same(fd, before):
+        raise Busy(f"{name} was changed while it was being read; nothing was kept.")
+
+
 def _copy_in(fd: int, name: str, files: OpenFiles, image: Image) -> None:
     before = os.fstat(fd)
     regular = stat.S_ISREG(before.st_mode)
@@ -194,9 +265,7 @@ def _copy_in(fd: int, name: str, files: OpenFiles, image: Image) -> None:
             _copy_stream(fd, handle, advance)
             return
         _copy_data(fd, before.st_size, handle, advance)
-        after = os.fstat(fd)
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise Busy(f"{name} was changed while it was being read; nothing was kept.")
+        _require_unchanged(fd, before, name)
 
 
 def _copy_data(fd: int, size: int, handle: Handle, advance: Advance) -> None:

@@ -41,8 +41,11 @@ ERRNOS: dict[type[BaseException], int] = {
     # Sealing stores such blocks again by itself; it gets here only when it has given up.
     errors.PacksGone: errno.EIO,
     errors.NoSpace: errno.ENOSPC,
+    errors.QuotaExceeded: errno.EDQUOT,
     # A timeout as well (S14): ETIMEDOUT is nothing that readers of a file expect.
     errors.BackendFailed: errno.EIO,
+    # Nobody converts through a mount.
+    errors.NotConvertible: errno.EINVAL,
     errors.Damaged: errno.EIO,
     errors.NotARepository: errno.EIO,
     errors.NewerVersion: errno.EIO,

@@ -6,8 +6,9 @@ import os
 import time
 
 from imagefs.formats.blank import is_blank
+from imagefs.images.content import Content
 from imagefs.images.repository import Repository
-from imagefs.images.staging import cookie, data_ranges
+from imagefs.images.staging import cookie
 from imagefs.types import Draft, Image, Status
 
 
@@ -16,6 +17,8 @@ def blocked_reason(repo: Repository, image: Image) -> str | None:
     draft = image.draft
     if image.status != Status.SAVING or draft is None:
         return None
+    if draft.streamed:
+        return None if repo.opens.writers(image.data_ino) else "its upload was interrupted"
     if draft.marked:
         return "user.imagefs.draft is set"
     if draft.blocked:
@@ -50,11 +53,9 @@ def _is_complete(repo: Repository, image: Image, draft: Draft) -> bool:
 
 
 def _is_blank(repo: Repository, image: Image, draft: Draft) -> bool:
-    if draft.base_map:
-        return False
     fd = repo.staging.open(image.id, draft.gen)
     try:
-        size = os.fstat(fd).st_size
-        return is_blank(lambda offset, length: os.pread(fd, length, offset), size, data_ranges(fd, 0, size))
+        content = Content(repo, image.id, draft, fd)
+        return is_blank(content.pread, content.size, content.data_ranges(0, content.size))
     finally:
         os.close(fd)

@@ -14,7 +14,13 @@ Change = Callable[[Draft], Draft]
 def reopened(session: UUID) -> Change:
     """Open for writing again, through `session`: a seal that is under way will not commit."""
     return lambda draft: replace(
-        draft, writer=session, writes=draft.writes + 1, released_ns=None, complete=None, failed=None
+        draft,
+        writer=session,
+        writes=draft.writes + 1,
+        released_ns=None,
+        complete=None,
+        failed=None,
+        streamed=False,
     )
 
 
@@ -26,6 +32,11 @@ def released(now_ns: int, boot: str) -> Change:
 def blocked(reason: str | None) -> Change:
     """Not to be sealed by itself, for `reason`; the first reason stays until None lifts it."""
     return lambda draft: replace(draft, blocked=reason and (draft.blocked or reason))
+
+
+def based(base: bool) -> Change:
+    """It takes blocks from maps, or does so no more."""
+    return lambda draft: replace(draft, based=base)
 
 
 def marked(mark: bool) -> Change:

@@ -14,6 +14,7 @@ from imagefs.blocks.packs import read_footer
 from imagefs.catalog import PackKind, PackRow, PackState, rules
 from imagefs.catalog.rules import Finding
 from imagefs.errors import BackendFailed, Damaged, NewerVersion, NotFound
+from imagefs.images.hits import describe, hits
 from imagefs.images.listing import with_status
 from imagefs.images.repository import Repository
 from imagefs.images.session import is_dead
@@ -27,7 +28,7 @@ KEPT = (PackState.LIVE, PackState.TRASH)
 def objects_are_there(repo: Repository) -> Iterator[Finding]:
     """Every live or trash object is on the store with the size that the catalog knows."""
     for row in repo.catalog.packs.scan():
-        if row.state not in KEPT or not row.done:
+        if not _must_be_whole(repo, row):
             continue  # what nobody recorded as put may never have been
         try:
             size = repo.store.size(row.object_name)
@@ -43,14 +44,14 @@ def objects_are_known(repo: Repository) -> Iterator[Finding]:
     """Every pack and manifest on the store is in the catalog, in some state."""
     for prefix in ("packs/", "maps/"):
         for name in repo.store.list(prefix):
-            if repo.catalog.packs.by_name(_name16(name)) is not None:
+            if repo.catalog.packs.by_name(name16(name)) is not None:
                 continue
             with contextlib.suppress(NotFound):  # collected since it was listed
                 repo.store.size(name)
                 yield Finding("objects_are_known", name, "is on the store and in no table")
 
 
-def _name16(name: str) -> bytes:
+def name16(name: str) -> bytes:
     """The 16 bytes that an object's name ends in; b"" for a name that no writer of ours gives."""
     try:
         return bytes.fromhex(name.rpartition("/")[2].replace("-", ""))
@@ -61,16 +62,24 @@ def _name16(name: str) -> bytes:
 def footers_agree(repo: Repository) -> Iterator[Finding]:
     """Every pack's footer verifies and has the frame table that the catalog has."""
     for row in repo.catalog.packs.scan():
-        if row.kind != PackKind.PACK or row.state not in KEPT or not row.done:
+        if row.kind != PackKind.PACK or not _must_be_whole(repo, row):
             continue
         try:
             footer = read_footer(repo.store, row.name16)
-            if footer.frames_row != repo.catalog.packs.frames(row.no, 0, len(footer.frames_row)):
+            if footer.frames_row != known_frames(repo, row):
                 yield Finding("footers_agree", row.object_name, "has another frame table than the catalog")
         except NotFound:
             continue  # objects_are_there says so
         except (Damaged, NewerVersion, BackendFailed) as error:
             yield Finding("footers_agree", row.object_name, str(error))
+
+
+def known_frames(repo: Repository, row: PackRow) -> bytes:
+    """The frame table that the catalog has of a pack; b"" when it has none."""
+    try:
+        return repo.catalog.packs.frames(row.no)
+    except NotFound:
+        return b""
 
 
 def manifests_agree(repo: Repository) -> Iterator[Finding]:
@@ -98,6 +107,17 @@ def log_objects_verify(repo: Repository) -> Iterator[Finding]:
                 yield Finding("log_objects_verify", name, str(error))
 
 
+def known_damage(repo: Repository) -> Iterator[Finding]:
+    """No stored object is known to be damaged, and no image has bytes in one."""
+    damages = repo.catalog.scrubs.damaged()
+    for damage in damages:
+        row = repo.catalog.packs.find(damage.no)
+        if row is not None:
+            yield Finding("known_damage", row.object_name, str(damage) or "is damaged")
+    for hit in hits(repo, damages):
+        yield Finding("known_damage", str(hit.image.id), describe([hit])[0])
+
+
 def drafts_have_files(repo: Repository) -> Iterator[Finding]:
     """Every draft has its staging file."""
     for image in with_status(repo.catalog, Status.SAVING):
@@ -111,6 +131,13 @@ def sealers_live(repo: Repository) -> Iterator[Finding]:
         sealer = image.draft.sealer if image.draft else None
         if sealer is not None and is_dead(repo.path / "sessions", sealer):
             yield Finding("sealers_live", str(image.id), f"is being sealed by dead session {sealer}")
+
+
+def _must_be_whole(repo: Repository, row: PackRow) -> bool:
+    """Whether the object is on the store for all we know. What was damaged and is in the trash, gc ends."""
+    if row.state not in KEPT or not row.done:
+        return False
+    return row.state == PackState.LIVE or repo.catalog.scrubs.get(row.no) is None
 
 
 def _still(repo: Repository, row: PackRow) -> bool:
@@ -127,6 +154,7 @@ RULES: tuple[Rule, ...] = (
     footers_agree,
     manifests_agree,
     log_objects_verify,
+    known_damage,
     drafts_have_files,
     sealers_live,
 )

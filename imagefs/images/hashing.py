@@ -4,11 +4,52 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from imagefs.blocks.digest import Buffer
+from imagefs.errors import Damaged
 
 PIECE = 1 << 20
 ZEROS = bytes(PIECE)
 ALGORITHM = "sha512"
+
+
+class Running:
+    """md5 and another digest of bytes as they come, each in a thread of its own: hashlib releases the GIL.
+
+    Used by one thread; close() ends the threads.
+    """
+
+    def __init__(self, algorithm: str = ALGORITHM) -> None:
+        self.algorithm = algorithm
+        self._digests = (hashlib.md5(usedforsecurity=False), hashlib.new(algorithm))
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="hash") for _ in self._digests]
+        self._jobs: list[Future[None]] = []
+
+    def update(self, piece: Buffer) -> list[Future[None]]:
+        """Adds bytes, which must stay as they are until these jobs are done."""
+        threads = zip(self._digests, self._threads, strict=True)
+        self._jobs = [thread.submit(digest.update, piece) for digest, thread in threads]
+        return self._jobs
+
+    def zeros(self, length: int) -> None:
+        """Adds zeros, which take as long as other bytes."""
+        while length > 0:
+            take = min(length, PIECE)
+            for job in self.update(memoryview(ZEROS)[:take]):
+                job.result()
+            length -= take
+
+    def result(self) -> tuple[str, str]:
+        """The two digests of all that was added, hex."""
+        for job in self._jobs:
+            job.result()
+        return self._digests[0].hexdigest(), self._digests[1].hexdigest()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for thread in self._threads:
+            thread.shutdown(wait=True, cancel_futures=True)
 
 
 def hashes(
@@ -43,5 +84,7 @@ def _pieces(
             at += take
         while at < offset + length:
             piece = read(at, min(offset + length - at, PIECE))
+            if not piece:
+                raise Damaged(f"The data ends at {at}, not at {size}.")
             yield piece
             at += len(piece)

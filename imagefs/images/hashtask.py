@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import Op
-from imagefs.errors import NotFound
+from imagefs.errors import Damaged, NotFound
+from imagefs.formats import Read
 from imagefs.images.hashing import ALGORITHM, hashes
 from imagefs.images.listing import with_root
 from imagefs.images.repository import Repository
-from imagefs.images.staging import data_ranges
 from imagefs.types import Image
 
 
@@ -21,17 +23,32 @@ def needs_hashes(image: Image) -> bool:
     return image.sealed and image.os_hash_value is None
 
 
-def fill_in_hashes(repo: Repository, image_id: UUID, cancelled: Callable[[], bool]) -> None:
+class Source(NamedTuple):
+    """A file that a sealed image was made from and that can be read again."""
+
+    read: Read
+    unchanged: Callable[[], bool]
+
+
+def fill_in_hashes(
+    repo: Repository, image_id: UUID, cancelled: Callable[[], bool], source: Source | None = None
+) -> None:
     """Computes the hashes, or takes them over from an image of equal root and size, and records them.
 
-    Reads the staging file while it is there, which no reader waits for, then lets it go.
+    Reads `source` if one is given, or the plain file that sealing has left, where there is one, and lets it go
+    then if it is too large.
     """
     try:
         image = repo.catalog.images.get(image_id)
     except NotFound:
         return
     if needs_hashes(image):
-        found = _known(repo, image) or _computed(repo, image, cancelled)
+        found = _known(repo, image)
+        if found is None and source is not None:
+            with contextlib.suppress(Damaged, OSError):  # cut short, or on a disk that fails: the packs have it
+                found = _of(repo, image, source.read, cancelled)
+            found = found if source.unchanged() else None
+        found = found or _computed(repo, image, cancelled)
         if found is None:
             return
         checksum, value = found
@@ -42,7 +59,7 @@ def fill_in_hashes(repo: Repository, image_id: UUID, cancelled: Callable[[], boo
             ),
             Op.UPDATE,
         )
-    repo.staging.remove(image_id, image.draft_gen)
+    repo.materialised.trim()
 
 
 def _known(repo: Repository, image: Image) -> tuple[str, str] | None:
@@ -54,18 +71,17 @@ def _known(repo: Repository, image: Image) -> tuple[str, str] | None:
 
 def _computed(repo: Repository, image: Image, cancelled: Callable[[], bool]) -> tuple[str, str] | None:
     size = image.size or 0
-    algorithm = image.os_hash_algo or ALGORITHM
-    if repo.staging.stat(image.id, image.draft_gen) is not None:
-        fd = repo.staging.open(image.id, image.draft_gen)
+    fd = repo.materialised.open(image)
+    if fd is not None:
         try:
-            read = lambda offset, length: os.pread(fd, length, offset)  # noqa: E731
-            return hashes(read, data_ranges(fd, 0, size), size, cancelled, algorithm)
+            return _of(repo, image, lambda offset, length: os.pread(fd, length, offset), cancelled)
         finally:
             os.close(fd)
-    return hashes(
-        lambda offset, length: repo.reader.pread(image.map_id, size, offset, length),
-        repo.reader.data_ranges(image.map_id, size),
-        size,
-        cancelled,
-        algorithm,
-    )
+    return _of(repo, image, lambda offset, length: repo.reader.pread(image.map_id, size, offset, length), cancelled)
+
+
+def _of(repo: Repository, image: Image, read: Read, cancelled: Callable[[], bool]) -> tuple[str, str] | None:
+    """The hashes of bytes that are the image's; what is zeros in its map is not read."""
+    size = image.size or 0
+    ranges = repo.reader.data_ranges(image.map_id, size)
+    return hashes(read, ranges, size, cancelled, image.os_hash_algo or ALGORITHM)

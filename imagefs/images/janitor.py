@@ -20,18 +20,27 @@ from imagefs.catalog import LogRow, Op
 from imagefs.errors import Busy, ImagefsError, NotFound, SealCancelled
 from imagefs.images import recovery
 from imagefs.images.arming import seal_due
+from imagefs.images.compaction import Compactor
+from imagefs.images.converting import BackgroundConversions
 from imagefs.images.gc import PENDING_DELETE_S, Collector
 from imagefs.images.hashtask import fill_in_hashes, needs_hashes
 from imagefs.images.listing import with_status
+from imagefs.images.rate import TokenBucket
 from imagefs.images.service import Images
+from imagefs.images.usage import survey_when_due
 from imagefs.types import Image, Status
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 GC_EVERY_S = 2.0
-FLUSH_EVERY_S = 5.0
+FLUSH_EVERY_S = 4.0
+"""A change is in a log object, which survives the loss of the catalog, after 5 s at most."""
 UPKEEP_EVERY_S = 60.0
+COMPACT_EVERY_S = 300.0
+CONVERT_EVERY_S = 3600.0
+GC_BURST_S = 1.0
+"""So many seconds of the rate may be moved at once."""
 RETRY_S = 10.0
 """Between two tries to seal a draft whose sealing failed (S14)."""
 
@@ -44,6 +53,8 @@ class Janitor:
         self._repo = images.repo
         self._settle_s = settle_s
         self._collector = Collector(self._repo)
+        self._compacted = -1
+        """Generation at which nothing was left to be moved."""
         self._lock_fd = -1
         self._stop = threading.Event()
         self._mutex = threading.Lock()
@@ -51,21 +62,33 @@ class Janitor:
         self._due: dict[UUID, float] = {}
         """Drafts to look at, by the monotonic time at which."""
         self._running: dict[UUID, Future[None]] = {}
-        self._next = dict.fromkeys(("gc", "flush", "upkeep"), 0.0)
+        rate = self._repo.config.gc_bytes_per_second
+        self._compactor = Compactor(self._repo, TokenBucket(rate, rate * GC_BURST_S, self._stop.wait).take)
+        self._next = dict.fromkeys(("gc", "upkeep"), 0.0)
+        self._next["compact"] = time.monotonic() + COMPACT_EVERY_S
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._hashes = ThreadPoolExecutor(1, thread_name_prefix="hashes")
+        self._compacting = ThreadPoolExecutor(1, thread_name_prefix="compact")
+        self._conversions = BackgroundConversions(self._repo, self._stop)
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+        # Of its own: collecting garbage or filling a fresh index may take minutes.
+        self._flushing = threading.Thread(target=self._flush, name="log-flush", daemon=True)
 
     def start(self) -> None:
         """Begins to wait for the lock and then to work."""
+        self._repo.space.on_low = self._room_is_needed
         self._thread.start()
+        self._flushing.start()
 
     def stop(self) -> None:
         """Ends all work: a seal under way stops before its commit and goes on at the next start."""
         self._stop.set()
         self._thread.join(timeout=60)
+        self._flushing.join(timeout=60)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._hashes.shutdown(wait=True, cancel_futures=True)
+        self._compacting.shutdown(wait=True, cancel_futures=True)
+        self._conversions.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
 
@@ -77,10 +100,13 @@ class Janitor:
         for row in rows:
             if row.record.status == Status.SAVING:
                 self._look_at(row.record)
-            elif row.op in (Op.SEAL, Op.CLONE) and self._lock_fd >= 0:
+            elif row.op in (Op.SEAL, Op.CLONE, Op.CREATE) and self._lock_fd >= 0:
                 self._hash_later(row.record)
             elif row.record.status in (Status.DELETED, Status.PENDING_DELETE, Status.QUEUED):
                 self._next["gc"] = 0.0
+            if row.op in (Op.SEAL, Op.CLONE, Op.UPDATE) and self._lock_fd >= 0:
+                # An update too: its hashes may just have become known.
+                self._conversions.consider(row.record)
 
     def _look_at(self, image: Image) -> None:
         if image.draft is not None and image.draft.released_ns is not None:
@@ -114,6 +140,7 @@ class Janitor:
         self._look_at_all()
         for image in with_status(self._repo.catalog, Status.ACTIVE):
             self._hash_later(image)
+        self._next["convert"] = 0.0
         return True
 
     def _tick(self) -> None:
@@ -122,21 +149,60 @@ class Janitor:
             due = [image_id for image_id, at in self._due.items() if at <= now]
         for image_id in due:
             self._seal_if_due(image_id, now)
-        if self._is_time("flush", FLUSH_EVERY_S, now):
-            self._repo.logs.flush()
         if self._is_time("gc", GC_EVERY_S, now):
             self._collector.run(pending_s=PENDING_DELETE_S)
             recovery.remove_stray_staging(self._repo)
+        if self._is_time("compact", COMPACT_EVERY_S, now):
+            self._compacting.submit(self._compact)
+            self._compacting.submit(self._survey)
+        if self._is_time("convert", CONVERT_EVERY_S, now):
+            self._conversions.consider_all()
         if self._is_time("upkeep", UPKEEP_EVERY_S, now):
             self._repo.catalog.reader_check()
             self._repo.logs.snapshot_when_due()
             self._repo.catalog.log.prune(time.time_ns())
+
+    def _flush(self) -> None:
+        """Every process that serves a mount flushes, whoever is the janitor: the one that comes first does it."""
+        while not self._stop.wait(FLUSH_EVERY_S):
+            try:
+                self._repo.logs.flush()
+            except (ImagefsError, OSError) as error:
+                log.warning("flushing the log failed, trying again: %s", error)
 
     def _is_time(self, what: str, every_s: float, now: float) -> bool:
         if now < self._next[what]:
             return False
         self._next[what] = now + every_s
         return True
+
+    def _survey(self) -> None:
+        """Brings the figures up to date that only a look at every map tells."""
+        try:
+            survey_when_due(self._repo.catalog)
+        except ImagefsError as error:
+            log.warning("the survey of all maps failed: %s", error)
+
+    def _room_is_needed(self) -> bool:
+        """A writer meets a full disk: the collector comes at once. Whether it can find anything."""
+        self._next["gc"] = 0.0
+        return self._lock_fd >= 0 and not self._stop.is_set() and self._collector.trash.left()
+
+    def _compact(self) -> None:
+        """Moves blocks, in a thread of its own, where something has changed since nothing was left to move."""
+        if self._compacted == self._repo.catalog.generation():
+            return
+        try:
+            plan = self._compactor.plan()
+            done = self._compactor.execute(plan)
+            if done.blocks:
+                log.info("moved %d blocks; %d packs, %d images", done.blocks, done.packs, done.images)
+            elif not self._stop.is_set():
+                self._compacted = plan.generation
+        except Busy as error:
+            log.info("%s", error)
+        except (ImagefsError, OSError) as error:
+            log.warning("moving blocks failed: %s", error)
 
     # -- sealing -----------------------------------------------------------------------------------
 
@@ -186,5 +252,7 @@ class Janitor:
     def _fill_in(self, image_id: UUID) -> None:
         try:
             fill_in_hashes(self._repo, image_id, self._stop.is_set)
+        except NotFound as error:  # deleted meanwhile
+            log.info("%s", error)
         except (ImagefsError, OSError) as error:
             log.warning("hashing image %s failed: %s", image_id, error)

@@ -13,23 +13,35 @@ import os
 import threading
 import time
 from dataclasses import replace
+from typing import Protocol
 from uuid import UUID
 
 from imagefs.blocks.digest import is_zero
 from imagefs.catalog import Open
 from imagefs.errors import Busy, Deactivated, ImagefsError, NotFound, Refused, Sealed, Stale
 from imagefs.images import drafts, writers
+from imagefs.images.bases import COPY_AT_MOST
 from imagefs.images.drafts import Change
-from imagefs.images.files import PIECE, DataFile, DraftFile, EmptyFile, SealedFile
+from imagefs.images.files import PIECE, DataFile, DraftFile, EmptyFile, MaterialisedFile, SealedFile
 from imagefs.images.service import Images
-from imagefs.types import Caller, Image, Kind, Status
+from imagefs.types import BLOCK, Caller, Image, Kind, Status
 
 log = logging.getLogger(__name__)
 
-COPY_AT_MOST = 64 << 20
-"""Bytes that one copy_range moves: a caller that is interrupted waits no longer than for this."""
 OWN_HANDLES = 1 << 62
 """Handles that no kernel request made are numbered from here: no `unique` gets this far."""
+
+
+class Backing(Protocol):
+    """What lets the kernel read plain files by itself."""
+
+    def open(self, fd: int) -> int:
+        """The id of a file that is open for reading; 0 when that cannot be."""
+        ...
+
+    def close(self, backing_id: int) -> None:
+        """The id is not used any more."""
+        ...
 
 
 class Node:
@@ -47,6 +59,9 @@ class Node:
         self.image: Image | None = None
         self.kind = Kind.DATA
         self.file: DataFile | None = None
+        self.backing_id: int | None = None
+        """How the kernel reads it, 0: by requests. Settled by the first open and kept until the last release:
+        an open that is answered differently fails with EIO."""
 
 
 class Handle:
@@ -67,6 +82,11 @@ class Handle:
         file = self.node.file
         assert file is not None  # set before any handle of the node exists
         return file
+
+    @property
+    def backing_id(self) -> int:
+        """The plain file that the kernel reads for it; 0 when it sends requests."""
+        return self.node.backing_id or 0
 
     @property
     def size(self) -> int:
@@ -109,20 +129,20 @@ class Handle:
                 self._files.seal(self)
 
     def copy_range(self, source: Handle, source_offset: int, offset: int, length: int) -> int:
-        """Bytes copied, maybe fewer than asked for; blocks are shared where the whole prefix can be (S10)."""
+        """Bytes copied, maybe fewer than asked for; whole blocks that lie alike in both are shared (S10)."""
         length = min(length, source.size - source_offset)
         if length <= 0:
             return 0
-        ours, theirs = self.file, source.file
-        if (
-            isinstance(ours, DraftFile)
-            and isinstance(theirs, SealedFile)
-            and self.node.kind == Kind.DATA
-            and source_offset == offset
-            and ours.share(theirs, offset, length)
-        ):
-            return length
-        return self._copy(source, source_offset, offset, min(length, COPY_AT_MOST))
+        ours = self.file
+        if not isinstance(ours, DraftFile) or (source_offset - offset) % BLOCK:
+            return self._copy(source, source_offset, offset, min(length, COPY_AT_MOST))
+        done = self._copy(source, source_offset, offset, min(-offset % BLOCK, length))
+        if done < length and not (offset + done) % BLOCK:
+            done += ours.share(source.file, source_offset + done, offset + done, length - done)
+        left = length - done
+        if done == 0 or left < BLOCK:
+            done += self._copy(source, source_offset + done, offset + done, min(left, COPY_AT_MOST))
+        return done
 
     def _copy(self, source: Handle, source_offset: int, offset: int, length: int) -> int:
         done = 0
@@ -141,11 +161,14 @@ class Handle:
 class OpenFiles:
     """The open files of one connection. `_lock` guards the dicts only and is never held over anything."""
 
-    def __init__(self, images: Images, connection: UUID, *, seal_on_close: bool = False) -> None:
+    def __init__(
+        self, images: Images, connection: UUID, *, seal_on_close: bool = False, backing: Backing | None = None
+    ) -> None:
         self._images = images
         self._repo = images.repo
         self.connection = connection
         self.seal_on_close = seal_on_close
+        self._backing = backing
         self._lock = threading.Lock()
         self._nodes: dict[int, Node] = {}
         self._handles: dict[int, Handle] = {}
@@ -171,7 +194,10 @@ class OpenFiles:
         try:
             with node.lock:
                 self._admit(node, flags, caller, fresh=fresh)
-                self._repo.opens.put(Open(self.connection, fh, ino, flags, caller.pid))
+                if node.backing_id is None:
+                    node.backing_id = self._back(node)
+                row = Open(self.connection, fh, ino, flags, caller.pid, backing_id=node.backing_id)
+                self._repo.opens.put(row)
                 return self._register(node, fh, flags)
         except BaseException:
             self._leave(node)
@@ -184,6 +210,11 @@ class OpenFiles:
         with self._lock:
             self._handles[fh] = handle
         return handle
+
+    def _back(self, node: Node) -> int:
+        if self._backing is None or not isinstance(node.file, MaterialisedFile):
+            return 0
+        return self._backing.open(node.file.fd)
 
     def get(self, fh: int) -> Handle | None:
         """The open handle with this number."""
@@ -230,6 +261,7 @@ class OpenFiles:
             node = self._enter(row.ino)
             try:
                 with node.lock:
+                    node.backing_id = row.backing_id
                     self._admit(node, row.flags & ~os.O_TRUNC, Caller(0, 0, row.pid), fresh=True, restoring=True)
                     self._register(node, row.fh, row.flags, restored=True)
             except (ImagefsError, OSError) as error:
@@ -270,6 +302,8 @@ class OpenFiles:
             if node.users:
                 return
             del self._nodes[node.ino]
+        if node.backing_id and self._backing is not None:
+            self._backing.close(node.backing_id)
         if node.file is not None:
             node.file.close()
         if node.image is not None and self._is_deleted(node.image.id):
@@ -298,6 +332,8 @@ class OpenFiles:
             image = node.image = self._begin_writing(node, image, fresh=fresh)
         elif is_writable(flags) and image.draft is None:
             raise self._unwritable(image)
+        elif is_writable(flags) and image.draft is not None and image.draft.streamed:
+            raise Busy(f"Image {image.id} is being uploaded.")
         if image.status == Status.DEACTIVATED and caller.uid != 0:
             raise Deactivated(f"Image {image.id} is deactivated.")
         if node.file is None or (isinstance(node.file, EmptyFile) and image.status != Status.QUEUED):
@@ -311,7 +347,8 @@ class OpenFiles:
         if image.draft is not None:
             return DraftFile(self._repo, image.id, image.draft, lambda change: self._record_draft(ino, change))
         if image.sealed:
-            return SealedFile(self._repo, image)
+            fd = self._repo.materialised.open(image)
+            return SealedFile(self._repo, image) if fd is None else MaterialisedFile(self._repo, image, fd)
         return EmptyFile(image.id)
 
     def _begin_writing(self, node: Node, image: Image, *, fresh: bool) -> Image:

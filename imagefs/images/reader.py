@@ -8,9 +8,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from imagefs.blocks import frames as codec
+from imagefs.blocks import recode
 from imagefs.catalog import Catalog
-from imagefs.errors import Damaged, NotFound
+from imagefs.errors import Damaged, MapGone, NotFound, UnknownFeature
 from imagefs.images.frames import FrameCache
+from imagefs.images.recode import RecodedFile, Remaker
 from imagefs.stores import Store
 from imagefs.types import BLOCK, FRAME_BLOCKS, ZERO_PACK, Extent
 
@@ -21,6 +23,8 @@ MOST_FRAMES = 4096
 """Frames of the largest pack that the format allows: 65,536 blocks."""
 ROWS_CACHED = 1024
 """Frame tables kept decoded from the catalog: 128 frames x 24 B each, 3 MiB in all."""
+MAPS_CACHED = 256
+"""Maps whose layout is known; a recoded one keeps 8 B for each 128 of its clusters."""
 
 
 class BlockReader:
@@ -32,27 +36,30 @@ class BlockReader:
         self._cache = FrameCache(cache_bytes)
         self._rows: OrderedDict[int, tuple[str, list[codec.FrameRow]]] = OrderedDict()
         self._rows_lock = threading.Lock()
+        """Guards `_rows` and `_recoded`; nothing is taken under it."""
+        self._recoded: OrderedDict[int, RecodedFile | None] = OrderedDict()
+        self._remaker = Remaker()
 
     def pread(self, map_id: int, size: int, offset: int, length: int) -> bytes:
-        """Bytes `offset` .. `offset + length` of a map of `size` bytes; shorter at the end, b"" behind it.
+        """Bytes `offset` .. `offset + length` of a file of `size` bytes that has this map, whatever its
+        layout; shorter at the end, b"" behind it.
 
         Raises Damaged when stored bytes do not verify or an object is gone, BackendFailed when the store
-        does not answer.
+        does not answer, MapGone when the map was replaced (its image has another one now).
         """
         length = min(length, size - offset)
         if length <= 0:
             return b""
+        recoded = self._layout(map_id)
+        return self.stored(map_id, offset, length) if recoded is None else recoded.pread(offset, length)
+
+    def stored(self, map_id: int, offset: int, length: int) -> bytes:
+        """Bytes of the map itself: of a plain one those of the file, of others those of an area (blocks.recode).
+        Errors as for `pread`."""
         first = offset // BLOCK
         count = (offset + length - 1) // BLOCK - first + 1
         try:
-            parts = self._parts(map_id, first, count)
-        except NotFound:
-            # The blocks were moved to another pack between the look-up and the read: the map knows.
-            try:
-                parts = self._parts(map_id, first, count)
-            except NotFound as error:
-                log.error("map %d: %s", map_id, error)
-                raise Damaged(f"A stored object of map {map_id} is missing: {error}") from error
+            parts = self._found(map_id, first, count)
         except Damaged as error:
             log.error("map %d, bytes %d to %d: %s", map_id, offset, offset + length, error)
             raise
@@ -61,9 +68,30 @@ class BlockReader:
             return bytes(parts[0])
         return b"".join(parts)[skip : skip + length]
 
-    def _parts(self, map_id: int, first: int, count: int) -> list[bytes | memoryview]:
+    def read(self, extent: Extent) -> bytes:
+        """Blocks of one pack. NotFound when it is gone, else as `pread`."""
+        return b"".join(self._blocks(extent))
+
+    def _found(self, map_id: int, first: int, count: int) -> list[bytes | memoryview]:
+        """The blocks, looked up again when they were moved to another pack between the look-up and the read."""
+        extents = None
+        while True:
+            before, extents = extents, self._catalog.maps.extents(map_id, first, count)
+            try:
+                return self._parts(map_id, extents)
+            except MapGone:
+                raise
+            except NotFound as error:
+                # The map knows where they are now; when it still names what is missing, that is lost.
+                if extents == before:
+                    raise Damaged(f"A stored object of map {map_id} is missing: {error}") from error
+
+    def _parts(self, map_id: int, extents: list[Extent]) -> list[bytes | memoryview]:
         parts: list[bytes | memoryview] = []
-        for extent in self._catalog.maps.extents(map_id, first, count):
+        if len(extents) == 1 and extents[0].pack == ZERO_PACK:
+            # A map that is gone has no rows either, and its file is not zeros.
+            self.require(map_id)
+        for extent in extents:
             if extent.pack == ZERO_PACK:
                 parts.extend(_zeros(extent.count * BLOCK))
             else:
@@ -117,19 +145,62 @@ class BlockReader:
 
     def data_ranges(self, map_id: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is not zero from `start` on, in order, at block granularity."""
+        recoded = self._layout(map_id)
+        return self._stored_ranges(map_id, start, size) if recoded is None else recoded.data_ranges(start, size)
+
+    def _stored_ranges(self, map_id: int, start: int, size: int) -> Iterator[tuple[int, int]]:
         step = (256 << 20) // BLOCK
         first, end = start // BLOCK, -(-size // BLOCK)
-        begin = None
+        begin, found = None, False
         while first < end:
             for extent in self._catalog.maps.extents(map_id, first, min(step, end - first)):
                 if extent.pack == ZERO_PACK and begin is not None:
                     yield begin * BLOCK, (first - begin) * BLOCK
                     begin = None
                 elif extent.pack != ZERO_PACK and begin is None:
-                    begin = first
+                    begin, found = first, True
                 first += extent.count
         if begin is not None:
             yield begin * BLOCK, min(end * BLOCK, size) - begin * BLOCK
+        elif not found:
+            self.require(map_id)
+
+    # -- layouts -------------------------------------------------------------------------------------
+
+    def require(self, map_id: int) -> None:
+        """Returns when the map is there or being made; MapGone otherwise."""
+        if not self._catalog.maps.exists(map_id):
+            raise MapGone(f"Map {map_id} was replaced, or its image has ended.")
+
+    def _layout(self, map_id: int) -> RecodedFile | None:
+        """How to read a map that is not plain. A map's number and meaning never change."""
+        with self._rows_lock:
+            if map_id in self._recoded:
+                self._recoded.move_to_end(map_id)
+                return self._recoded[map_id]
+        try:
+            kind = self._catalog.maps.info(map_id).kind
+        except NotFound:
+            return None  # being made, or gone: what reads it will see
+        if kind not in (0, recode.KIND):
+            raise UnknownFeature(f"Map {map_id} has layout {kind}, which is unknown here.")
+        recoded = self.recoded(map_id) if kind else None
+        with self._rows_lock:
+            self._recoded[map_id] = recoded
+            if len(self._recoded) > MAPS_CACHED:
+                self._recoded.popitem(last=False)
+        return recoded
+
+    def recoded(self, map_id: int) -> RecodedFile:
+        """A map read as layout `recode`, also while it is being made. Errors as for RecodedFile."""
+
+        def stored(offset: int, length: int) -> bytes:
+            return self.stored(map_id, offset, length)
+
+        def ranges(start: int, end: int) -> Iterator[tuple[int, int]]:
+            return self._stored_ranges(map_id, start, end)
+
+        return RecodedFile(map_id, stored, ranges, self._remaker)
 
 
 def _zeros(length: int) -> Iterator[bytes | memoryview]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from uuid import UUID
 
 from imagefs.errors import NotFound, Sealed
+from imagefs.images import streamed
+from imagefs.images.bases import drop_ended
 from imagefs.images.gc import Collector
-from imagefs.images.hashtask import needs_hashes
 from imagefs.images.listing import with_status
 from imagefs.images.repository import Repository
 from imagefs.types import Image, Status
@@ -29,7 +30,7 @@ def recover(repo: Repository, collector: Collector) -> None:
     for image in with_status(repo.catalog, Status.SAVING):
         draft = image.draft
         if draft is not None and draft.released_ns is None and draft.writer not in live:
-            _block(repo, image)
+            streamed.end(repo, image.id, draft.gen) if draft.streamed else _block(repo, image)
     remove_stray_staging(repo)
     repo.store.purge()
     if repo.index.fresh:
@@ -52,6 +53,7 @@ def remove_stray_staging(repo: Repository) -> None:
 
     Whether a file is stray is decided inside a write transaction, where no creation can be half done.
     """
+    drop_ended(repo)
     for image_id, gen, path in list(repo.staging.files()):
         if _is_named(repo, image_id, gen):
             continue
@@ -66,7 +68,5 @@ def _is_named(repo: Repository, image_id: UUID, gen: int) -> bool:
     except NotFound:
         return False
     if image.draft is not None and image.draft.gen == gen:
-        return True
-    if needs_hashes(image) and image.draft_gen == gen:
         return True
     return any(sibling.gen == gen for sibling in repo.catalog.siblings.list(image.id))

@@ -3,13 +3,14 @@
 imagefs.json   superblock         staging/    drafts               sessions/  one locked file a session
 catalog/       LMDB, synchronous  index/      LMDB, disposable     locks/     janitor, log
 volatile/      open files         store/      packs, maps, log     run/       what is mounted
+cache/         plain files of sealed images, which any process may remove
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import platform
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,14 +24,16 @@ from imagefs.blocks.superblock import Superblock
 from imagefs.catalog import Catalog, DedupIndex, OpenTable, PackDone, PackKind, PackState
 from imagefs.config import Config
 from imagefs.errors import CatalogBehind, Damaged, Exists, NoSpace, NotARepository, NotFound
+from imagefs.images.holding import PackHolds
 from imagefs.images.logs import EPOCH, LogFlusher
+from imagefs.images.materialised import Materialised
 from imagefs.images.reader import BlockReader
 from imagefs.images.session import Session, boot_id
 from imagefs.images.space import SpaceGuard
 from imagefs.images.staging import Staging, sync
 from imagefs.stores import FileStore
 
-DIRECTORIES = ("staging", "sessions", "locks", "run", "store")
+DIRECTORIES = ("staging", "sessions", "locks", "run", "store", "cache")
 
 
 class Repository:
@@ -44,12 +47,14 @@ class Repository:
         self.digests = Digests(superblock.digest_key)
         self.store = FileStore(path / "store")
         self.staging = Staging(path / "staging")
-        self.space = SpaceGuard(path, self.staging)
+        self.materialised = Materialised(path / "cache", config.cache_bytes)
+        self.space = SpaceGuard(path, self.staging, self.materialised)
         self.catalog = Catalog.open(path / "catalog")
         self.logs = LogFlusher(superblock.repo, self.catalog, self.store, path / "locks" / "log")
         self.reader = BlockReader(self.catalog, self.store, config.frame_cache_bytes)
         self.opens = OpenTable(path / "volatile", self.boot)
         self.index = DedupIndex(path / "index", self.boot)
+        self.holds = PackHolds(self.catalog)
         self.session: Session
 
     @classmethod
@@ -70,7 +75,7 @@ class Repository:
         Catalog.create(path / "catalog", superblock.repo).close()
         store = FileStore(path / "store")
         store.put(superblocks.OBJECT_NAME, superblock.dump())
-        store.put("owner.json", json.dumps({"host": platform.node(), "epoch": EPOCH}).encode())
+        store.put("owner.json", json.dumps({"host": os.uname().nodename, "epoch": EPOCH}).encode())
         store.close()
         # Last and by rename: what has a superblock is whole, also after a power cut.
         temporary = path / f"{superblocks.OBJECT_NAME}.tmp"
@@ -104,7 +109,7 @@ class Repository:
             if known < logged:
                 raise CatalogBehind(
                     f"The catalog of {path} is at change {known}, its log on the store at {logged}: it was "
-                    "restored from an older copy. Nothing was written; restore a newer copy."
+                    "restored from an older copy. Nothing was written; `imagefs rebuild` brings it up to date."
                 )
             repo.session = Session(path / "sessions", repo.catalog, kind, id=session, lock_fd=lock_fd)
             repo.catalog.session = repo.session.id
@@ -131,7 +136,7 @@ class Repository:
         """Digests of all blocks of a pack, 20 B each, from its footer; None when it may not be hit."""
         try:
             row = self.catalog.packs.get(pack)
-            if row.state != PackState.LIVE:
+            if row.state != PackState.LIVE or self.catalog.scrubs.get(pack) is not None:
                 return None
             return read_footer(self.store, row.name16).digests
         except (NotFound, Damaged):
@@ -146,6 +151,11 @@ class Repository:
             for done, digests in packs:
                 rows = sample(digests, self.superblock.sampling)
                 self.index.add([(digest, done.no, block) for digest, block in rows])
+
+    def index_wholes(self, rows: Iterable[tuple[bytes, bytes, int]]) -> None:
+        """Puts rows for whole MiBs into the index."""
+        with contextlib.suppress(NoSpace):
+            self.index.add_wholes(rows)
 
     def unindex_packs(self, packs: Iterable[int]) -> None:
         """Takes packs out of the index that are gone or going."""

@@ -12,61 +12,50 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 from uuid import UUID
 
-from imagefs.blocks import manifest, maprows
+from imagefs.blocks import maprows
 from imagefs.blocks.maps import MapBuilder
-from imagefs.catalog import Op, PackDone, Seal, SealCommit
-from imagefs.catalog.records import dumps
+from imagefs.catalog import Op, Query
 from imagefs.errors import (
     BackendFailed,
     Busy,
     Damaged,
     Mismatch,
     NoSpace,
-    NotFound,
     PacksGone,
+    QuotaExceeded,
     SealBlocked,
     SealCancelled,
 )
+from imagefs.images import drafts
+from imagefs.images.bases import make_durable
+from imagefs.images.checkpointing import Checkpointing
+from imagefs.images.committing import Sealing, commit, kill
+from imagefs.images.content import Content
 from imagefs.images.hashing import hashes
-from imagefs.images.ingest import WINDOW, Cut, Ingest, Stored
+from imagefs.images.ingest import WINDOW, Ingest
+from imagefs.images.packing import Stored
 from imagefs.images.repository import Repository
-from imagefs.images.staging import cookie, data_ranges, require_no_writer
+from imagefs.images.staging import cookie, require_no_writer
 from imagefs.types import BLOCK, Cookie, Draft, Image, Status
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = 256 << 20
 TRIES = 5
 """Rounds of T3: each stores anew what a gc took away between the look-up and the commit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sealing:
-    """One attempt: what was claimed and what the staging file was then."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedSealing(Sealing):
+    """One attempt to seal a staging file: what it was when it was claimed."""
 
-    image: Image
-    draft: Draft
-    seal: Seal
     cookie: Cookie
     fd: int
-
-    @property
-    def size(self) -> int:
-        return self.cookie.size
-
-
-class Mark(NamedTuple):
-    """A place of the image up to which a checkpoint is due."""
-
-    offset: int
-    rows: list[tuple[int, bytes]]
-    cut: Cut
+    content: Content
 
 
 class Sealer:
@@ -95,6 +84,8 @@ class Sealer:
             raise Mismatch(f"Image {image_id} was killed: its data is not what was declared.")
         if image.status != Status.SAVING or image.draft is None:
             raise SealBlocked(f"Image {image_id} is {image.status}: it has no draft to seal.")
+        if image.draft.streamed:
+            raise SealBlocked(f"Image {image_id} is being uploaded, or its upload was interrupted.")
         if repo.opens.writers(image.data_ino):
             raise Busy(f"Image {image_id} is open for writing.")
         with self._alone(image_id):
@@ -120,7 +111,11 @@ class Sealer:
             sealed = self._seal(image, draft, before_commit)
             ended = True
         except Mismatch as error:
-            self._kill(image_id, str(error))
+            kill(repo, image_id, str(error))
+            raise
+        except QuotaExceeded as error:
+            # Not tried again by itself: what is new to the store is known only when all of it was stored.
+            self._block(image_id, str(error))
             raise
         except (NoSpace, BackendFailed, Damaged, Busy, OSError) as error:
             reason = str(error)
@@ -135,172 +130,115 @@ class Sealer:
         fd = repo.staging.open(image.id, draft.gen)
         try:
             require_no_writer(fd, f"Image {image.id}")
-            if draft.base_map:
+            size = os.fstat(fd).st_size
+            # Before anything is stored for it; other drafts may be sealed later or never.
+            repo.catalog.quotas.require_room(image.owner, size, size)
+            content = Content(repo, image.id, draft, fd)
+            whole = content.whole_map()
+            if whole and self._is_declared(image, draft, whole):
                 before_commit()
-                sealed = self._share(image, draft, os.fstat(fd).st_size)
+                sealed = self._share(image, draft, whole)
             else:
-                os.fdatasync(fd)
-                repo.staging.sync_directory()
+                make_durable(repo, image.id, draft, content, lambda: self._sync(fd))
                 now = cookie(fd, draft.gen)
                 seal = repo.catalog.seals.complete(image.id, now)
                 # Names that an earlier sealer may have begun to put: never put again, deleted by gc.
                 repo.catalog.packs.discard(pack.no for pack in seal.unsure)
-                sealed = self._store(Sealing(image, draft, seal, now, fd), before_commit)
+                work = StagedSealing(
+                    image_id=image.id,
+                    draft=draft,
+                    seal=seal,
+                    size=now.size,
+                    mtime_ns=now.mtime_ns,
+                    read=content.pread,
+                    hashes=lambda algorithm: self._hashes(content, now.size, algorithm),
+                    cookie=now,
+                    fd=fd,
+                    content=content,
+                )
+                sealed = self._store(work, before_commit)
         finally:
             os.close(fd)
+        if not draft.based:  # otherwise it lacks what maps have, and may still be read with them: it ends later
+            staging = repo.staging.path(image.id, draft.gen)
+            if draft.base_map or not repo.materialised.adopt(staging, sealed):
+                repo.staging.remove(image.id, draft.gen)
         repo.logs.flush()
         return sealed
 
-    def _share(self, image: Image, draft: Draft, size: int) -> Image:
-        """Seals a draft that is exactly its base: one transaction, no data moves."""
-        base = self._repo.catalog.maps.info(draft.base_map)
-        if size != base.size:
-            raise SealBlocked(f"Image {image.id} is the first {size} bytes of a copy; the rest never came.")
-        fields = {"disk_format": image.disk_format, "container_format": image.container_format or "bare"}
-        return self._repo.catalog.seals.share(image.id, self._repo.session.id, draft.gen, draft.writes, fields)
+    def _sync(self, fd: int) -> None:
+        os.fdatasync(fd)
+        self._repo.staging.sync_directory()
 
-    def _store(self, work: Sealing, before_commit: Callable[[], None]) -> Image:
+    def _is_declared(self, image: Image, draft: Draft, map_id: int) -> bool:
+        """Whether all that was declared is known to be true of a map's data."""
+        twins = self._repo.catalog.images.query(Query(map_id=map_id, limit=1))
+        expected = draft.expected.items()
+        return all(twins and str(getattr(twins[0], name)) == value for name, value in expected)
+
+    def _share(self, image: Image, draft: Draft, map_id: int) -> Image:
+        """Seals a draft that is exactly a copy of a map: one transaction, no data moves."""
+        fields = {"disk_format": image.disk_format, "container_format": image.container_format or "bare"}
+        session = self._repo.session.id
+        return self._repo.catalog.seals.share(image.id, session, draft.gen, draft.writes, map_id, fields)
+
+    def _copied(self, work: StagedSealing, rows: list[tuple[int, bytes]]) -> int:
+        """The map that the draft is a copy of after all, as when zeros were written where it has holes; or 0."""
+        maps = self._repo.catalog.maps
+        for map_id in {part.map_id for part in work.content.parts()}:
+            if maps.info(map_id).size == work.size and list(maps.rows(map_id)) == rows:
+                return map_id
+        return 0
+
+    def _store(self, work: StagedSealing, before_commit: Callable[[], None]) -> Image:
         done, at = work.seal.next_offset, 0
         rows = self._repo.catalog.maps.rows(work.seal.map_id) if done else ()
-        with Ingest(self._repo, work.image.id, MapBuilder.load(rows, done // BLOCK)) as ingest:
-            for offset, length in _windows(work.fd, 0, done):
+        with Ingest(self._repo, work.image_id, MapBuilder.load(rows, done // BLOCK)) as ingest:
+            for offset, length, map_id, first in work.content.stretches(0, done, WINDOW):
                 ingest.root.hole((offset - at) // BLOCK)
-                ingest.known(_read_blocks(work.fd, offset, length))
+                if map_id:
+                    ingest.reused(map_id, first, length // BLOCK)
+                else:
+                    ingest.known(work.content.read_blocks(offset, length))
                 at = offset + length
             ingest.root.hole((done - at) // BLOCK)
             stored = self._ingest(work, ingest, done)
             for _ in range(TRIES):
                 if cookie(work.fd, work.draft.gen) != work.cookie:
-                    raise SealCancelled(f"Image {work.image.id} was written while it was being sealed.")
+                    raise SealCancelled(f"Image {work.image_id} was written while it was being sealed.")
                 before_commit()
-                # As it is now: what is declared meanwhile counts as well.
-                image = self._repo.catalog.images.get(work.image.id)
+                image = self._repo.catalog.images.get(work.image_id)
+                copied = self._copied(work, ingest.maps.rows())
+                if copied and image.draft is not None and self._is_declared(image, image.draft, copied):
+                    return self._share(image, work.draft, copied)
                 try:
-                    return self._commit(work, image, ingest, stored)
+                    return commit(self._repo, work, ingest, stored)
                 except PacksGone as error:
                     stored += self._again(work, ingest, error.packs)
-        raise BackendFailed(f"Image {work.image.id}: packs went away {TRIES} times while it was being sealed.")
+        raise BackendFailed(f"Image {work.image_id}: packs went away {TRIES} times while it was being sealed.")
 
-    def _ingest(self, work: Sealing, ingest: Ingest, at: int) -> list[Stored]:
+    def _ingest(self, work: StagedSealing, ingest: Ingest, at: int) -> list[Stored]:
         """Stores everything from offset `at` on; returns the packs that no checkpoint has recorded yet."""
-        since = at
-        mark: Mark | None = None
-        for offset, length in _windows(work.fd, at, work.size):
-            if mark is not None and mark.cut.done():
-                self._checkpoint(work, mark)
-                mark = None
-            if mark is None and offset - since >= CHECKPOINT:
-                # Recorded once its packs are durable; meanwhile the next ones are filled.
-                mark = Mark(at, ingest.maps.rows(since // BLOCK), ingest.cut())
-                since = at
+        checkpoints = Checkpointing(self._repo, work.image_id, work.cookie, ingest, at)
+        for offset, length, map_id, first in work.content.stretches(at, work.size, WINDOW):
+            checkpoints.reached(at)
             ingest.hole((offset - at) // BLOCK)
-            ingest.write(_read_blocks(work.fd, offset, length))
+            if map_id:
+                ingest.reuse(map_id, first, length // BLOCK)
+            else:
+                ingest.write(work.content.read_blocks(offset, length))
             at = offset + length
         ingest.hole(-(-work.size // BLOCK) - at // BLOCK)
-        if mark is not None:
-            self._checkpoint(work, mark)
-        return ingest.flush()
-
-    def _checkpoint(self, work: Sealing, mark: Mark) -> None:
-        """Records that everything before the mark is stored."""
-        repo, stored = self._repo, mark.cut.stored()
-        repo.catalog.seals.checkpoint(
-            work.image.id,
-            repo.session.id,
-            work.cookie,
-            mark.offset,
-            mark.rows,
-            [pack.done for pack in stored],
-        )
-        # Not answered to anybody before the commit makes the packs live.
-        repo.index_packs(stored)
-
-    def _fields(self, work: Sealing, image: Image, expected: dict[str, str], root: str) -> dict[str, object]:
-        """What sealing adds to the record; raises Mismatch when it is not what was declared."""
-        # Imported here: it brings all of oslo.utils, 90 ms that `imagefs clone` does not have.
-        from imagefs.formats import detect  # noqa: PLC0415
-
-        found = detect.inspect(lambda offset, length: os.pread(work.fd, length, offset), work.size)
-        fields: dict[str, object] = {
-            "disk_format": image.disk_format or found.disk_format,
-            "container_format": image.container_format or "bare",
-            "virtual_size": found.virtual_size if found.virtual_size is not None else work.size,
-            "root": root,
-            "mtime": work.cookie.mtime_ns,
-            "os_hash_algo": expected.get("os_hash_algo", "sha512"),
-        }
-        if "size" in expected and int(expected["size"]) != work.size:
-            raise Mismatch(f"Image {image.id} has {work.size} bytes, not the {expected['size']} declared.")
-        if "checksum" in expected or "os_hash_value" in expected:
-            fields |= self._declared_hashes(work, str(fields["os_hash_algo"]))
-            for name in ("checksum", "os_hash_value"):
-                if name in expected and expected[name] != fields[name]:
-                    raise Mismatch(f"Image {image.id}: {name} is {fields[name]}, declared was {expected[name]}.")
-        return fields
+        return checkpoints.end()
 
     @staticmethod
-    def _declared_hashes(work: Sealing, algorithm: str) -> dict[str, object]:
-        found = hashes(
-            lambda offset, length: os.pread(work.fd, length, offset),
-            data_ranges(work.fd, 0, work.size),
-            work.size,
-            algorithm=algorithm,
-        )
+    def _hashes(content: Content, size: int, algorithm: str) -> tuple[str, str]:
+        found = hashes(content.pread, content.data_ranges(0, size), size, algorithm=algorithm)
         assert found is not None  # nothing cancels it
-        return {"checksum": found[0], "os_hash_value": found[1]}
+        return found
 
-    def _commit(self, work: Sealing, image: Image, ingest: Ingest, stored: list[Stored]) -> Image:
-        repo, seal = self._repo, work.seal
-        expected = image.draft.expected if image.draft else {}
-        fields = self._fields(work, image, expected, ingest.root.hexdigest())
-        rows = ingest.maps.rows()
-        used = maprows.packs_of(rows)
-        names = self._names(used)
-        record = replace(
-            image,
-            status=Status.ACTIVE,
-            draft=None,
-            map_uuid=seal.map_uuid,
-            size=work.size,
-            **fields,  # type: ignore[arg-type]
-        )
-        body = manifest.encode(dumps(record), names, rows, str(fields["root"]))
-        name = manifest.object_name(seal.map_uuid)
-        repo.store.delete(name)  # an earlier round's or sealer's, never committed
-        repo.store.put(name, body)
-        written = PackDone(no=seal.manifest_no, stored=len(body))
-        sealed = repo.catalog.seals.commit(
-            SealCommit(
-                image_id=image.id,
-                session=repo.session.id,
-                gen=work.draft.gen,
-                writes=work.draft.writes,
-                map_id=seal.map_id,
-                map_uuid=seal.map_uuid,
-                size=work.size,
-                allocated=sum(used.values()) * BLOCK,
-                rows=rows,
-                packs=[*(pack.done for pack in stored), written],
-                fields=fields,
-                expected=expected,
-            )
-        )
-        repo.index_packs(stored)
-        return sealed
-
-    def _names(self, packs: Iterable[int]) -> dict[int, bytes]:
-        names, gone = {}, set()
-        for no in packs:
-            try:
-                names[no] = self._repo.catalog.packs.get(no).name16
-            except NotFound:  # a gc was quicker than this seal
-                gone.add(no)
-        if gone:
-            raise PacksGone(frozenset(gone))
-        return names
-
-    def _again(self, work: Sealing, ingest: Ingest, gone: frozenset[int]) -> list[Stored]:
-        """Stores anew the blocks that the map finds in packs which are gone; the staging file has them."""
+    def _again(self, work: StagedSealing, ingest: Ingest, gone: frozenset[int]) -> list[Stored]:
+        """Stores anew the blocks that the map finds in packs which are gone; the draft has them."""
         self._repo.unindex_packs(gone)
         old, ingest.maps = ingest.maps, MapBuilder()
         for block, pack, first, count in maprows.runs(old.rows()):
@@ -310,37 +248,12 @@ class Sealer:
                 continue
             for at in range(block, block + count, WINDOW // BLOCK):
                 take = min(WINDOW // BLOCK, block + count - at)
-                ingest.store_again(_read_blocks(work.fd, at * BLOCK, take * BLOCK), gone)
+                ingest.store_again(work.content.read_blocks(at * BLOCK, take * BLOCK), gone)
         ingest.maps.zeros(old.blocks - ingest.maps.blocks)
         return ingest.flush()
 
-    def _kill(self, image_id: UUID, reason: str) -> None:
-        log.warning("image %s is killed: %s", image_id, reason)
-        self._repo.catalog.images.update(
-            image_id, lambda image: replace(image, status=Status.KILLED, draft=None), Op.DRAFT
-        )
+    def _block(self, image_id: UUID, reason: str) -> None:
+        def blocked(image: Image) -> Image:
+            return replace(image, draft=image.draft and drafts.blocked(reason)(image.draft))
 
-
-def _windows(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what has data, in whole blocks and at most a window each; the file's last block may
-    reach behind its end. `start` is a multiple of the block size."""
-    at = start
-    for offset, length in data_ranges(fd, start, end):
-        stop = -(-(offset + length) // BLOCK) * BLOCK
-        at = max(at, offset // BLOCK * BLOCK)
-        while at < stop:
-            take = min(WINDOW, stop - at)
-            yield at, take
-            at += take
-
-
-def _read_blocks(fd: int, offset: int, length: int) -> memoryview:
-    """`length` bytes from `offset`, padded with zeros behind the end of the file."""
-    view = memoryview(bytearray(length))
-    done = 0
-    while done < length:
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
-    return view
+        self._repo.catalog.images.update(image_id, blocked, Op.DRAFT)

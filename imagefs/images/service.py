@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from imagefs.catalog import Op
@@ -15,9 +16,12 @@ from imagefs.errors import Busy, Exists, InvalidValue, Protected, Refused, Seale
 from imagefs.images import drafts
 from imagefs.images.drafts import Change
 from imagefs.images.fields import check_collections
+from imagefs.images.quota import require_room
 from imagefs.images.repository import Repository
-from imagefs.images.sealing import Sealer
 from imagefs.types import Draft, Image, Status, Visibility
+
+if TYPE_CHECKING:
+    from imagefs.images.sealing import Sealer
 
 POLL_S = 0.05
 RELEASED_S = 1.0
@@ -31,7 +35,20 @@ class Images:
     def __init__(self, repo: Repository) -> None:
         self.repo = repo
         self._catalog = repo.catalog
-        self.sealer = Sealer(repo)
+        self._lock = Lock()
+        """Guards `_sealer`; nothing is taken under it."""
+        self._sealer: Sealer | None = None
+
+    @property
+    def sealer(self) -> Sealer:
+        """Who seals drafts: one in this process, which knows what its threads are sealing."""
+        # Imported here: hashing and storing are a tenth of what `imagefs clone` would import, and needs nothing of.
+        from imagefs.images.sealing import Sealer  # noqa: PLC0415
+
+        with self._lock:
+            if self._sealer is None:
+                self._sealer = Sealer(self.repo)
+            return self._sealer
 
     def get(self, image_id: UUID) -> Image:
         """The record; NotFound for an unknown or deleted image."""
@@ -53,7 +70,8 @@ class Images:
     ) -> Image:
         """A new image, `queued`, or `saving` with an empty draft that is open for writing.
 
-        Raises Exists when the id is taken (also by an image that was deleted a moment ago), InvalidValue.
+        Raises Exists when the id is taken (also by an image that was deleted a moment ago), InvalidValue,
+        QuotaExceeded for data where not a byte of it would fit.
         """
         image = Image(
             id=id or uuid4(),
@@ -68,6 +86,7 @@ class Images:
         )
         check_collections(image)
         if draft:
+            require_room(self.repo, image, 0)
             image = replace(image, status=Status.SAVING, draft=self._new_draft(1), draft_gen=1)
         with self._catalog.transaction():
             image = self._catalog.images.add(image)
@@ -116,6 +135,7 @@ class Images:
             gen = image.draft_gen + 1
             return replace(image, status=Status.SAVING, draft=self._new_draft(gen), draft_gen=gen)
 
+        require_room(self.repo, self.get(image_id), 0)
         with self._catalog.transaction():
             image = self._catalog.images.update(image_id, begun, Op.DRAFT)
             self.repo.staging.create(image.id, image.draft_gen)

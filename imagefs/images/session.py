@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -67,7 +66,7 @@ class Session:
         self._directory = directory
         self._catalog = catalog
         self._lock_fd = take_lock(directory, self.id) if lock_fd is None else lock_fd
-        catalog.sessions.start(self.id, kind, platform.node(), self.boot)
+        catalog.sessions.start(self.id, kind, os.uname().nodename, self.boot)
 
     def close(self, *, end: bool = True) -> None:
         """Ends the session; with `end` False (a worker that another one follows) only lets go of the lock."""

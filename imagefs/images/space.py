@@ -9,38 +9,58 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from imagefs.errors import NoSpace
+from imagefs.images.materialised import Materialised
 from imagefs.images.staging import Staging
 
 RESERVE = 64 << 20
 CREDIT = 64 << 20
 """At most this much is accepted between two looks at the disk."""
+YIELDS_WITHIN_S = 5.0
+"""Ending a deleted image and deleting its packs takes two rounds in which every session acknowledges, 0.5 s each."""
+POLL_S = 0.05
 
 
 class SpaceGuard:
     """Counts accepted bytes against the free space measured last. Leaf lock: nothing is taken under it."""
 
-    def __init__(self, directory: Path, staging: Staging) -> None:
+    def __init__(self, directory: Path, staging: Staging, materialised: Materialised) -> None:
         self._directory = directory
         self._staging = staging
+        self._materialised = materialised
         self._lock = threading.Lock()
         self._credit = 0
 
+        self.on_low: Callable[[], bool] = lambda: False
+        """Called when there is no room, without the lock: begins to delete what nothing needs; whether there is
+        any. Set by the janitor of this process."""
+
     def require(self, nbytes: int) -> None:
-        """Returns when `nbytes` more may be written to drafts; raises NoSpace otherwise."""
+        """Returns when `nbytes` more may be written to drafts; raises NoSpace otherwise, after a while in which
+        the trash could have yielded."""
+        deadline = time.monotonic() + YIELDS_WITHIN_S
+        while not self._accepted(nbytes):
+            if not self.on_low() or time.monotonic() > deadline:
+                raise NoSpace(f"The disk under {self._directory} has no room for {nbytes} more bytes and their packs.")
+            time.sleep(POLL_S)
+
+    def _accepted(self, nbytes: int) -> bool:
         with self._lock:
             if self._credit < nbytes:
                 room = self.room()
+                if room < nbytes and self._materialised.evict(nbytes - room + CREDIT):
+                    room = self.room()
                 if room < nbytes:
                     self._credit = 0
-                    raise NoSpace(
-                        f"The disk under {self._directory} has no room for {nbytes} more bytes and their packs."
-                    )
+                    return False
                 # Half of the room: the byte written now is counted as a staging byte and as a pack byte.
                 self._credit = min(CREDIT, max(nbytes, room // 2))
             self._credit -= nbytes
+            return True
 
     def room(self) -> int:
         """Bytes that drafts can still grow by; 0 or less when the disk is full."""

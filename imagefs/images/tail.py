@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from imagefs.catalog import LogRow
+from imagefs.catalog import LogRow, Op
 from imagefs.errors import ImagefsError, LogGap, NotFound
 from imagefs.images.opens import OpenFiles
 from imagefs.images.repository import Repository
@@ -70,13 +70,22 @@ class LogTail:
         rows: Sequence[LogRow] | None
         try:
             rows = self._repo.catalog.log.since(self._gen)
-            self._deleted |= {row.image_id for row in rows if row.record.status == Status.DELETED}
+            for row in rows:
+                self._note(row)
         except LogGap:
             rows = None
             self._deleted |= {image_id for _, image_id in self._repo.catalog.images.unlinked()}
         for listener in self._listeners:
             listener(rows)
         self._gen = max(gen, rows[-1].gen if rows else 0)
+
+    def _note(self, row: LogRow) -> None:
+        if row.record.status == Status.DELETED:
+            self._deleted.add(row.image_id)
+        elif row.op == Op.CREATE and row.record.sealed:
+            # Brought back from the trash: who closes it looks for a hold on deleted images only.
+            self._deleted.discard(row.image_id)
+            self._repo.catalog.sessions.release_hold(row.image_id, self._repo.session.id)
 
     def acknowledge(self) -> None:
         """Holds what is deleted and open here, and in the same transaction acknowledges all that was seen."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from typing import TYPE_CHECKING
 
 from imagefs.stores.base import TEMPORARY
@@ -23,7 +22,7 @@ def new_file(path: str) -> Iterator[tuple[int, str]]:
     The lock keeps `unlink_stale` away until then.
     """
     while True:
-        temporary = f"{path}.{secrets.token_hex(8)}{TEMPORARY}"
+        temporary = f"{path}.{os.urandom(8).hex()}{TEMPORARY}"
         number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
             fcntl.flock(number, fcntl.LOCK_SH)

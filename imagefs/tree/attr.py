@@ -113,9 +113,6 @@ def of_data(attrs: Attrs, staging: os.stat_result | None) -> Attr:
     )  # fmt: skip
     if staging is not None:
         with_staging(attr, staging)
-        if attrs.base_map:
-            # A copy that still shares its source's blocks. Never 0 blocks: tar would take it for one hole.
-            attr.blocks = -(-attr.size // BLOCK) * (BLOCK // 512)
         return attr
     if attrs.sealed:
         attr.mode &= ~WRITE_BITS

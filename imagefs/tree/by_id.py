@@ -7,7 +7,7 @@ from uuid import UUID
 
 from imagefs.catalog import Attrs, Sibling, Siblings
 from imagefs.errors import InvalidValue, NotADirectory, NotEmpty, NotFound, NotText, Refused
-from imagefs.tree.attr import Attr, Entry, SetAttr, exists, of_data, of_image_directory
+from imagefs.tree.attr import Attr, Entry, SetAttr, exists, of_image_directory
 from imagefs.tree.files import metadata_attr, sibling_attr
 from imagefs.tree.nodes import Change, Context, Directory
 from imagefs.types import Caller, Draft, Image, Ino, Kind, Status
@@ -172,7 +172,7 @@ class ImageDirectory(Directory):
         return self.context.catalog.images.attrs(self.image_id)
 
     def _data_attr(self, attrs: Attrs) -> Attr:
-        return of_data(attrs, self.context.staging_stat(attrs))
+        return self.context.data_attr(attrs)
 
     def _sibling(self, name: bytes) -> Sibling | None:
         return self._siblings.get(self.image_id, name)

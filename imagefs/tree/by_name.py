@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imagefs.catalog import entries
 from imagefs.errors import NotFound
-from imagefs.tree.attr import Attr, Entry, of_data
+from imagefs.tree.attr import Attr, Entry
 from imagefs.tree.nodes import Directory
 from imagefs.types import Caller, Ino, Kind
 
@@ -18,9 +18,9 @@ class ByName(Directory):
 
     def entries(self, after: int, limit: int) -> list[Entry]:
         """In the order of inodes, which a renamed file keeps: a listing under way loses none."""
-        stat = self.context.staging_stat
+        data_attr = self.context.data_attr
         return [
-            Entry(ino, attrs.entry, ino, of_data(attrs, stat(attrs)))
+            Entry(ino, attrs.entry, ino, data_attr(attrs))
             for ino, attrs in self.context.catalog.images.walk(Kind.DATA, after, limit)
             if attrs.entry is not None
         ]
@@ -32,7 +32,7 @@ class ByName(Directory):
         if image_id is None:
             return None
         attrs = images.attrs(image_id)
-        return of_data(attrs, self.context.staging_stat(attrs))
+        return self.context.data_attr(attrs)
 
     def make_file(self, name: bytes, mode: int, caller: Caller) -> None:
         """A new image of this name, `saving` with an empty draft.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from imagefs.catalog import Query, entries
 from imagefs.images.repository import Repository
+from imagefs.images.usage import last_survey, reclaimable
 from imagefs.types import Draft, Image, Status
 
 LINES = 1000
@@ -15,12 +16,17 @@ LINES = 1000
 def status(repo: Repository) -> str:
     """The repository and its sizes in bytes."""
     totals = repo.catalog.packs.totals()
+    sealed, last = repo.catalog.usage.of_all(), last_survey(repo.catalog)
     figures = {
         "repository": _line(str(repo.path)),
         "id": repo.superblock.repo,
         "generation": repo.catalog.generation(),
         "images": repo.catalog.images.count(),
+        "logical_bytes": sealed.logical,
         "stored_bytes": totals.stored_bytes,
+        "unique_bytes": last.unique if last else "not known yet",
+        "shared_bytes": last.shared if last else "not known yet",
+        "reclaimable_bytes": reclaimable(totals, last),
         "trash_bytes": totals.trash_bytes + totals.doomed_bytes,
         "draft_bytes": repo.staging.allocated(),
         "room_for_drafts_bytes": max(repo.space.room(), 0),
@@ -33,6 +39,8 @@ def health(repo: Repository) -> str:
     wrong = []
     if repo.space.room() <= 0:
         wrong.append("full: the disk has no room for drafts and their packs")
+    for damage in repo.catalog.scrubs.damaged():
+        wrong.append(f"{repo.catalog.packs.get(damage.no).object_name}: {damage}")
     for image in _drafts(repo):
         draft = image.draft
         if draft is not None and (draft.blocked or draft.failed):

@@ -11,7 +11,7 @@ from imagefs.catalog import Attrs, Sibling
 from imagefs.errors import Stale
 from imagefs.images.opens import Handle
 from imagefs.tree import metadata
-from imagefs.tree.attr import Attr, Now, SetAttr, of_data, of_metadata, of_record, with_staging
+from imagefs.tree.attr import Attr, Now, SetAttr, of_metadata, of_record, with_staging
 from imagefs.tree.nodes import Change, Context, Node
 from imagefs.tree.rendered import refused, rendered
 from imagefs.types import Caller, Image
@@ -28,7 +28,7 @@ class Data(Node):
     def attr(self) -> Attr:
         """Size and times of the draft, or of what was sealed."""
         attrs = self.context.catalog.images.attrs(self.image_id)
-        return of_data(attrs, self.context.staging_stat(attrs))
+        return self.context.data_attr(attrs)
 
     def open(self, flags: int, caller: Caller, fh: int) -> Handle:
         """Begins a draft when an image without data is opened for writing."""

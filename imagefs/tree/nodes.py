@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from imagefs.catalog import Attrs
 from imagefs.errors import (
@@ -24,16 +25,19 @@ from imagefs.errors import (
     NotSupported,
     Refused,
 )
+from imagefs.images.content import shared_bytes
 from imagefs.images.opens import Handle, OpenFiles
 from imagefs.images.repository import Repository
 from imagefs.images.service import Images
-from imagefs.tree.attr import Attr, Entry, SetAttr, of_directory
+from imagefs.tree.attr import Attr, Entry, SetAttr, of_data, of_directory
 from imagefs.types import Caller, Image, Ino
 
 DOT, DOT_DOT = 1, 2
 """Cookies of the first two entries of every directory; all others are inode numbers above them."""
 
 Change = Callable[[Image], Image]
+SHARED_KEPT = 1000
+"""Drafts over maps whose shared bytes are kept counted."""
 
 
 class Context:
@@ -51,7 +55,8 @@ class Context:
         self.gid = gid
         self.fields = fields
         self._lock = threading.Lock()
-        """Guards `_changed` alone."""
+        """Guards `_changed` and `_shared`; nothing is taken under it but the catalog."""
+        self._shared: dict[tuple[UUID, int, int], int] = {}
         self._changed = (-1, 0)
         """The newest generation of the catalog that was looked at, and when that was."""
 
@@ -69,6 +74,26 @@ class Context:
     def staging_stat(self, attrs: Attrs) -> os.stat_result | None:
         """The status of the file that holds an image's draft; None when there is no draft."""
         return self.repo.staging.stat(attrs.id, attrs.draft_gen) if attrs.has_draft else None
+
+    def data_attr(self, attrs: Attrs) -> Attr:
+        """Attributes of an image's data."""
+        attr = of_data(attrs, self.staging_stat(attrs))
+        if attrs.based:
+            attr.blocks += self._shared_bytes(attrs) // 512
+        return attr
+
+    def _shared_bytes(self, attrs: Attrs) -> int:
+        """Bytes that a draft takes from maps, counted anew when that has changed."""
+        key = attrs.id, attrs.draft_gen, self.repo.opens.bases.changes(attrs.id, attrs.draft_gen)
+        with self._lock:
+            if key in self._shared:
+                return self._shared[key]
+        shared = shared_bytes(self.repo, attrs)
+        with self._lock:
+            if len(self._shared) == SHARED_KEPT:
+                self._shared.clear()
+            self._shared[key] = shared
+        return shared
 
     def _last_change(self) -> int:
         generation = self.catalog.generation()

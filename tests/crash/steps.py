@@ -40,6 +40,8 @@ class Power:
         self._random = random.Random(seed) if seed is not None else None
         self._created: dict[str, None] = {}
         self._removed: dict[str, str] = {}
+        self._replaced: dict[str, str] = {}
+        """What was there before a rename over it: that is there again when the rename is lost."""
         self._dirty: dict[int, str] = {}
         self._synced: dict[int, bytes] = {}
         self.over = False
@@ -54,6 +56,10 @@ class Power:
                 self._removed[path] = str(self._backup / str(len(self._removed)))
                 Path(self._removed[path]).unlink(missing_ok=True)
                 _link(path, self._removed[path])
+        elif name == "rename" and self._mine(path := _absolute(args[1])) and Path(path).is_file():
+            self._replaced[path] = str(self._backup / f"replaced {len(self._replaced)}")
+            Path(self._replaced[path]).unlink(missing_ok=True)
+            _link(path, self._replaced[path])
         elif name == "open" and args[1] & os.O_CREAT and self._mine(path := _absolute(args[0])):
             if not Path(path).exists():
                 self._created[path] = None
@@ -77,7 +83,7 @@ class Power:
     def _sync(self, fd: int) -> None:
         path, status = _path_of(fd), os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
-            for names in (self._created, self._removed):
+            for names in (self._created, self._removed, self._replaced):
                 for name in [name for name in names if os.path.dirname(name) == path]:
                     del names[name]  # type: ignore[attr-defined]
         elif self._mine(path):
@@ -99,6 +105,8 @@ class Power:
             if self._lost():
                 shutil.rmtree(path, ignore_errors=True)
                 Path(path).unlink(missing_ok=True)
+                if path in self._replaced:
+                    _link(self._replaced[path], path)
         for name in ("volatile", "index"):
             self._garble(Path(self._root) / name)
 

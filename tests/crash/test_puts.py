@@ -5,19 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from imagefs.errors import BackendFailed, NoSpace
-from imagefs.images import fsck, ingest, recovery, sealing
+from imagefs.images import checkpointing, fsck, recovery, sealing
 from imagefs.stores import Fault, Kind
 from imagefs.types import Status
 from tests.content import KIB, noise
 from tests.crash.crashes import ROOT
 from tests.crash.steps import END
-from tests.repositories import Opened, opened
+from tests.repositories import CONFIG, Opened, opened
 
 OLD = noise(200 * KIB, 1)
 NEW = OLD[: 64 * KIB] + bytes(64 * KIB) + noise(300 * KIB + 5, 2)
@@ -37,14 +38,13 @@ FAULTS = [
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packs of 128 KiB, checkpoints after as much."""
-    monkeypatch.setattr(ingest, "PACK_BLOCKS", 32)
     monkeypatch.setattr(sealing, "WINDOW", 128 * KIB)
-    monkeypatch.setattr(sealing, "CHECKPOINT", 128 * KIB)
+    monkeypatch.setattr(checkpointing, "CHECKPOINT", 128 * KIB)
 
 
 @pytest.fixture
 def it(repo_dir: Path) -> Iterator[Opened]:
-    with opened(repo_dir) as it:
+    with opened(repo_dir, replace(CONFIG, pack_blocks=32)) as it:
         yield it
 
 
@@ -103,7 +103,7 @@ def test_the_draft_of_a_failed_seal_can_be_deleted(it: Opened) -> None:
 @pytest.mark.parametrize(("prefix", "nth"), [("packs/", 1), ("packs/", 3), ("maps/", 1)])
 @pytest.mark.parametrize("amount", [0, 5000])
 def test_death_in_a_put_that_is_not_atomic(repo_dir: Path, prefix: str, nth: int, amount: int) -> None:
-    with opened(repo_dir) as it:
+    with opened(repo_dir, replace(CONFIG, pack_blocks=32)) as it:
         old = it.sealed("old", OLD)
         new = it.draft("new", NEW)
     command = [
@@ -118,7 +118,7 @@ def test_death_in_a_put_that_is_not_atomic(repo_dir: Path, prefix: str, nth: int
     ]
     died = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
     assert died.returncode == END
-    with opened(repo_dir) as it:
+    with opened(repo_dir, replace(CONFIG, pack_blocks=32)) as it:
         recovery.recover(it.repo, it.collector)
         assert it.read(new) == NEW
         assert it.read(old.id) == OLD

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 from imagefs.stores import Fault, Kind, Step
+from imagefs.types import BLOCK
 from tests.crash.steps import END
-from tests.crash.workload import make_small
-from tests.repositories import opened
+from tests.crash.workload import PACK, make_small
+from tests.repositories import CONFIG, opened
 
 
 def main() -> None:
     path, image, prefix, nth, amount = sys.argv[1:]
     make_small()
-    with opened(Path(path)) as it:
+    with opened(Path(path), replace(CONFIG, pack_blocks=PACK // BLOCK)) as it:
         it.plan.add(Fault("put", Kind.TORN, int(nth), prefix, int(amount)))
         it.plan.on_step = die
         it.images.seal(UUID(image))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -16,23 +17,27 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
+from imagefs.blocks.maprows import runs
 from imagefs.config import Config
-from imagefs.errors import Mismatch
-from imagefs.images import ingest, logs, recovery, sealing
+from imagefs.errors import Busy, Mismatch
+from imagefs.images import checkpointing, logs, materialised, packing, recovery, sealing, upload
+from imagefs.images.compaction import Compactor
 from imagefs.images.gc import Collector
 from imagefs.images.opens import Handle, OpenFiles
 from imagefs.images.repository import Repository
+from imagefs.images.rewrite import Mover
 from imagefs.images.service import Images
+from imagefs.images.staging import KEEP_SIZE, PUNCH_HOLE
 from imagefs.images.tail import LogTail
 from imagefs.types import BLOCK, Caller, Draft, Image, Status
 from tests.content import KIB, noise
 
-CONFIG = Config(sampling=1)
 PACK, CHECKPOINT = 128 * KIB, 256 * KIB
 """Bytes, once `make_small` was called."""
+CONFIG = Config(sampling=1, pack_blocks=PACK // BLOCK, retention_seconds=0)
 USER = Caller(0, 0)
 A, B, D, E, F, G, H = (UUID(int=0xA0 + number) for number in range(7))
-C = UUID(int=0xC0)
+C, U, V, K = (UUID(int=0xC0 + number) for number in range(4))
 CONTENT = {
     A: noise(600 * KIB, 1) + bytes(300 * KIB) + noise(100 * KIB + 17, 2),
     B: noise(600 * KIB, 1)[: 256 * KIB] + bytes(128 * KIB) + noise(70 * KIB, 3),
@@ -40,18 +45,25 @@ CONTENT = {
     E: noise(20_000, 5),
     F: noise(64 * KIB, 6),
     H: noise(30_000, 8),
+    U: noise(600 * KIB, 1)[: 256 * KIB] + noise(400 * KIB, 9) + bytes(256 * KIB) + noise(50_000, 10),
+    V: noise(400 * KIB, 11),
 }
+COPIED = ((64 * KIB, 256 * KIB, 300 * KIB), (700 * KIB, 0, 300 * KIB + 17))
+CHANGED = ((5000, noise(5000, 20)), (300 * KIB, noise(64 * KIB, 21)), (500 * KIB + 1, b"x"))
+PUNCHED = (400 * KIB + 100, 20_000)
+CUT = 530_001
+"""What is copied from an image (offset, offset in the copy, length), and then done to the copy."""
 CONTENT[C] = CONTENT[A]
 CONTENT[G] = CONTENT[B]
 
 
 def make_small() -> None:
-    """Packs, checkpoints and snapshots come after a few KiB, and one thread stores packs: the same steps each time."""
-    ingest.PACK_BLOCKS = PACK // BLOCK
-    ingest.PACKERS = 1
-    sealing.WINDOW = PACK
-    sealing.CHECKPOINT = CHECKPOINT
+    """Checkpoints and snapshots come after a few KiB, and one thread stores packs: the same steps each time."""
+    packing.PACKERS = 1
+    sealing.WINDOW = upload.WINDOW = PACK
+    checkpointing.CHECKPOINT = CHECKPOINT
     logs.SNAPSHOT_EVERY = 3
+    materialised.LEAST = BLOCK
 
 
 @dataclass
@@ -102,6 +114,21 @@ class Work:
             self.tail.catch_up()
             self.tail.acknowledge()
             self.collector.run()
+
+    def compact(self) -> None:
+        """Moves every block that there is to new packs, and deletes the old ones."""
+        compactor = Compactor(self.repo, sparse=1.1)
+        with contextlib.suppress(Busy):
+            compactor.execute(compactor.plan())
+        self.collect()
+
+    def lay_out(self, image_id: UUID) -> None:
+        """Stores all of an image's blocks anew for it alone, also those that it shares."""
+        mover, maps = Mover(self.repo, lambda nbytes: True), self.repo.catalog.maps
+        map_id = self.images.get(image_id).map_id
+        places = [(pack, first + n) for _, pack, first, count in runs(maps.rows(map_id)) for n in range(count)]
+        with contextlib.suppress(Busy), mover.alone():
+            mover.move(places, [map_id])
 
     def close(self) -> None:
         for image_id in list(self.handles):
@@ -231,6 +258,67 @@ def _sealed_share(model: Model) -> None:
     model[G].status = Status.ACTIVE
 
 
+def _copy_parts(work: Work) -> None:
+    """Two parts of an image, the second one before where the first one was."""
+    source, handle = work.open(C, os.O_RDONLY), work.handles[K]
+    for at, to, length in COPIED:
+        assert handle.copy_range(source, at, to, length) == length
+    work.release(C)
+
+
+def _copied(model: Model) -> None:
+    model[K].content, model[K].synced = bytes(_parts()), False
+
+
+def _change(work: Work) -> None:
+    handle = work.handles[K]
+    for offset, data in CHANGED:
+        handle.pwrite(offset, memoryview(data))
+    handle.fallocate(PUNCH_HOLE | KEEP_SIZE, *PUNCHED)
+    handle.truncate(CUT)
+
+
+def _changed(model: Model) -> None:
+    content = _parts()
+    for offset, data in CHANGED:
+        content[offset : offset + len(data)] = data
+    content[PUNCHED[0] : sum(PUNCHED)] = bytes(PUNCHED[1])
+    model[K].content, model[K].synced = bytes(content[:CUT]), False
+    CONTENT[K] = bytes(content[:CUT])
+
+
+def _parts() -> bytearray:
+    content = bytearray()
+    for at, to, length in COPIED:
+        content.extend(bytes(max(0, to - len(content))))
+        content[to : to + length] = CONTENT[C][at : at + length]
+    return content
+
+
+def _new_upload(image_id: UUID, name: str) -> Callable[[Model], object]:
+    return lambda model: model.__setitem__(image_id, Expected(name, Status.QUEUED))
+
+
+def _fill(stream: upload.Upload, content: bytes) -> None:
+    for offset in range(0, len(content), 100_000):
+        stream.write(content[offset : offset + 100_000])
+
+
+def _upload(work: Work, image_id: UUID) -> None:
+    with upload.Upload(work.images, work.files, work.images.get(image_id)) as stream:
+        _fill(stream, CONTENT[image_id])
+        stream.seal()
+
+
+def _uploaded(model: Model) -> None:
+    model[U].status, model[U].content = Status.ACTIVE, CONTENT[U]
+
+
+def _give_up(work: Work, image_id: UUID) -> None:
+    with upload.Upload(work.images, work.files, work.images.get(image_id)) as stream:
+        _fill(stream, CONTENT[image_id])
+
+
 def _sibling(work: Work) -> None:
     with work.repo.catalog.transaction():
         sibling = work.repo.catalog.siblings.add(H, b".data.tmp", Image(id=H, mode=0o600))
@@ -263,6 +351,7 @@ def _snapshot(work: Work) -> None:
 OPERATIONS: tuple[Operation, ...] = (
     _create(A, "a"), _write(A), _fsync(A), _release(A), _seal(A),
     _create(B, "b"), _write(B), _release(B), _seal(B),
+    _quiet("lay out b", lambda work: work.lay_out(B)),
     Operation("clone", _clone, _cloned),
     Operation("rename over b", lambda work: work.images.rename(C, b"b"), _renamed_over),
     Operation("set", _set, _was_set),
@@ -282,10 +371,18 @@ OPERATIONS: tuple[Operation, ...] = (
     _write(F), _fsync(F), _release(F), _seal(F),
     _create(G, "g"), Operation("share", _share, _shared), _fsync(G), _release(G),
     Operation("seal g", lambda work: _sealed(work, G), _sealed_share),
+    _create(K, "k"), Operation("copy parts", _copy_parts, _copied), _fsync(K),
+    Operation("change the copy", _change, _changed), _fsync(K), _release(K), _seal(K),
+    _quiet("gc", lambda work: work.collect()),
+    Operation("create u", lambda work: work.images.create("u", U), _new_upload(U, "u")),
+    Operation("upload u", lambda work: _upload(work, U), _uploaded),
+    Operation("create v", lambda work: work.images.create("v", V), _new_upload(V, "v")),
+    _quiet("upload v and give up", lambda work: _give_up(work, V)),
     Operation("create h", lambda work: work.images.create("h", H), _queued),
     _quiet("sibling", _sibling),
     Operation("promote", lambda work: work.repo.catalog.siblings.promote(H, b".data.tmp"), _promoted),
     _seal(H),
+    _quiet("compact", lambda work: work.compact()),
     Operation("unlink data of c", lambda work: work.images.unlink_data(C), _pending),
     Operation("gc of c", lambda work: work.collect(), lambda model: model.pop(C)),
     _delete(F),
@@ -310,7 +407,9 @@ def run(path: Path, note: Callable[[str], None]) -> None:
 def collect_for_ever(path: Path) -> None:
     """What another process does meanwhile."""
     work = Work(path)
-    while True:
+    for number in itertools.count(1):
+        if number % 50 == 0:
+            work.compact()
         work.tail.catch_up()
         work.tail.acknowledge()
         work.collector.run(pending_s=3600)

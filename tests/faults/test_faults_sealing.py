@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ import pytest
 
 from imagefs.catalog import PackState
 from imagefs.errors import BackendFailed, Busy, Damaged, NoSpace, NotFound, SealCancelled
-from imagefs.images import fsck, ingest
+from imagefs.images import fsck
 from imagefs.images.arming import blocked_reason, seal_due
 from imagefs.images.gc import Collector
 from imagefs.images.janitor import Janitor
@@ -149,7 +150,7 @@ class TestTogether:
     @pytest.mark.timeout(100)
     def test_seals_beside_deletions_and_collections(self, it: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
         """Sealers share blocks with images that vanish under their hands; what is sealed has its bytes for good."""
-        monkeypatch.setattr(ingest, "PACK_BLOCKS", 16)
+        monkeypatch.setattr(it.repo, "config", replace(it.repo.config, pack_blocks=16))
         chance = Random(1)
         pieces = [noise(2 * BLOCK, number) for number in range(30)]
         stop = time.monotonic() + 6

@@ -212,7 +212,7 @@ class CatalogMachine(RuleBasedStateMachine):
         hit = {no for other in hits if other in self.known for no in self.known[other].packs}
         hit = {no for no in hit if (row := self.catalog.packs.find(no)) and row.state == PackState.LIVE}
         now = self.catalog.images.get(image)
-        if now.draft is None or now.draft.base_map:
+        if now.draft is None or now.draft.based:
             return
         sealer = now.draft.sealer
         if sealer not in (None, session):
@@ -300,8 +300,9 @@ class CatalogMachine(RuleBasedStateMachine):
             draft = replace(new, status=Status.SAVING, draft=Draft(gen=1), draft_gen=1)
             self.catalog.images.add(draft)
             origin = self.catalog.images.get(source)
-            self.catalog.seals.set_base(new.id, origin.map_id, origin.size or 0)
-            self.catalog.seals.share(new.id, None, 1, 0, {})
+            self.catalog.bases.refer(new.id, 1, self.catalog.images.get(new.id).data_ino, [origin.map_id])
+            self.catalog.seals.share(new.id, None, 1, 0, origin.map_id, {})
+            self.catalog.bases.drop(new.id, 1)
         self.known[new.id] = Known(Status.ACTIVE, name, packs=known.packs)
         seen["cloned"] += 1
         return new.id

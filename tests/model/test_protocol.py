@@ -164,7 +164,7 @@ class Chaos:
         yield self._keeping_open if self.random.random() < 0.4 else ROLES["read"](self.world)
         others = (
             (_seal_if_it_lasts(self.world), 0.3), (self._cloning, 0.3), (self._deleting_new, 0.2),
-            (_reopen(self.world), 0.2), (self._collecting, 0.3),
+            (_reopen(self.world), 0.2), (self._collecting, 0.3), (self._moving, 0.3), (self._bringing_back, 0.2),
         )  # fmt: skip
         for role, probability in others:
             if self.random.random() < probability:
@@ -197,6 +197,16 @@ class Chaos:
 
     def _cloning(self, process: Process) -> None:
         self.world.clone(process, self.world.old)
+
+    def _moving(self, process: Process) -> None:
+        for _ in range(3):
+            self.world.compact(process)
+
+    def _bringing_back(self, process: Process) -> None:
+        for _ in range(10):
+            if self.world.undelete(process, self.world.old):
+                self.events["brought back"] += 1
+                return
 
     def _keeping_open(self, process: Process) -> None:
         with refused(NotFound):
@@ -256,6 +266,7 @@ class Chaos:
         self.events["released"] += "Sessions.release_hold" in actor.trail
         self.events["reaped"] += "Sessions.end" in actor.trail
         self.events["cancelled"] += "Seals.abandon" in actor.trail
+        self.events["moved"] += "Moves.commit" in actor.trail
         self.events["cloned"] += "Seals.clone" in actor.trail
         self.events["collected"] += any(step.startswith("store.delete packs/") for step in actor.trail)
 
@@ -283,6 +294,8 @@ def wander(world: World, seeds: range) -> None:
         "death",
         "take over",
         "kept open",
+        "moved",
+        "brought back",
     )
     assert not {event for event in wanted if events[event] < len(seeds) // 100}, events
 

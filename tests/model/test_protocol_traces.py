@@ -1,8 +1,8 @@
 """The traces by which plausible shortcuts in the protocol lose data, driven along the same path on the real code.
 
 They are named as in the search that found them, F1 to F13, and quoted in its words: W writes (seals), R reads, D
-deletes, C clones, G collects, P0 is an old pack and N0 a new one. F6 is about rewriting packs, which does not
-exist. Along each path the real code refuses, does it again or survives.
+deletes, C clones, G collects, P0 is an old pack and N0 a new one. F6 is about moving blocks:
+see test_gc_protocol.py. Along each path the real code refuses, does it again or survives.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,13 +31,13 @@ from hypothesis.stateful import (
 
 from imagefs.catalog import PackKind, PackState, rules
 from imagefs.errors import Busy, Protected, Refused
-from imagefs.images import fsck, ingest, recovery
+from imagefs.images import fsck, recovery
 from imagefs.images.opens import Handle
 from imagefs.images.session import is_dead
 from imagefs.images.tail import LogTail
 from imagefs.types import BLOCK, Kind, Status
 from tests.content import noise
-from tests.repositories import USER, Opened
+from tests.repositories import CONFIG, USER, Opened
 
 PIECES = [noise(blocks * BLOCK, number) for number, blocks in enumerate((1, 2, 3, 5, 8, 17))]
 PIECES += [bytes(BLOCK), bytes(7 * BLOCK), b"compressible " * 1000, b"tail"]
@@ -80,7 +80,7 @@ class ServiceMachine(RuleBasedStateMachine):
         super().__init__()
         memory = Path("/dev/shm")
         self.directory = tempfile.mkdtemp(prefix="imagefs-", dir=memory if memory.is_dir() else None)
-        self.it = Opened(Path(self.directory) / "repository")
+        self.it = Opened(Path(self.directory) / "repository", replace(CONFIG, pack_blocks=16))
         self.tail = LogTail(self.it.repo, self.it.files, ())
         self.known: dict[UUID, Known] = {}
         self.open: list[Held] = []
@@ -400,7 +400,7 @@ class ServiceMachine(RuleBasedStateMachine):
     # ----------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.it = Opened(Path(self.directory) / "repository")
+        self.it = Opened(Path(self.directory) / "repository", replace(CONFIG, pack_blocks=16))
         self.tail = LogTail(self.it.repo, self.it.files, ())
         recovery.recover(self.it.repo, self.it.collector)
         for image_id in self._in(Status.PENDING_DELETE):
@@ -491,10 +491,7 @@ WANTED = (
 
 
 @pytest.mark.timeout(1800)
-def test_the_service_is_a_dictionary(
-    monkeypatch: pytest.MonkeyPatch, expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(ingest, "PACK_BLOCKS", 16)
+def test_the_service_is_a_dictionary(expect_log: Callable[[str], None], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)  # a thousand restarts
     caplog.set_level(logging.WARNING, "imagefs")
     expect_log("handle .* is lost")  # of drafts that ended while they were open

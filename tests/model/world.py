@@ -19,8 +19,9 @@ from uuid import UUID, uuid4
 from imagefs.blocks.packs import object_name
 from imagefs.catalog import PackState
 from imagefs.config import Config
-from imagefs.errors import ImagefsError, InvalidValue, NotFound, Stale
-from imagefs.images import drafts, fsck, ingest, recovery
+from imagefs.errors import Busy, ImagefsError, InvalidValue, NotFound, Stale
+from imagefs.images import drafts, fsck, packing, recovery
+from imagefs.images.compaction import Compactor
 from imagefs.images.gc import Collector
 from imagefs.images.listing import with_status
 from imagefs.images.logs import LogFlusher
@@ -36,7 +37,7 @@ from tests.content import noise
 from tests.model.stepping import Actor, SteppedEnvironment, SteppedPool, SteppedStore, atomic
 
 USER = Caller(0, 0)
-NOW = Config(sampling=1)
+NOW = Config(sampling=1, retention_seconds=0)
 """Every digest is in the index: two blocks are enough for a hit."""
 
 
@@ -99,8 +100,9 @@ class Process:
     def take_over(self) -> None:
         """Another worker follows: as imagefs.cli.daemon does it."""
         self.start()
-        self.files.restore()
         catalog = self.repo.catalog
+        catalog.sessions.start(self.session.id, "mount", "", "")
+        self.files.restore()
         gen = catalog.generation()
         deleted = {image_id for _, image_id in catalog.images.unlinked()}
         catalog.sessions.ack(self.session.id, gen, self.files.held() & deleted)
@@ -132,7 +134,7 @@ class World:
         self.repo.store.close()
         self.repo.catalog.env.__class__ = SteppedEnvironment
         self.store = MemoryStore()
-        ingest.ThreadPoolExecutor = SteppedPool  # type: ignore[attr-defined]
+        packing.ThreadPoolExecutor = SteppedPool  # type: ignore[attr-defined]
         self.processes: list[Process] = []
         self.seed = 0
         self.contents: dict[UUID, bytes] = {}
@@ -146,7 +148,7 @@ class World:
                     actor.kill()
             process.end()
         self.repo._close_files()
-        ingest.ThreadPoolExecutor = ThreadPoolExecutor  # type: ignore[attr-defined]
+        packing.ThreadPoolExecutor = ThreadPoolExecutor  # type: ignore[attr-defined]
 
     @property
     def catalog(self) -> Any:
@@ -217,6 +219,20 @@ class World:
     def collect(self, process: Process) -> None:
         """One round of a collector, retention 0."""
         Collector(process.repo, retention_s=0).run()
+
+    def compact(self, process: Process) -> None:
+        """Moves every block that there is to new packs; another process may be at it."""
+        compactor = Compactor(process.repo, sparse=1.1)
+        plan = compactor.plan()
+        with contextlib.suppress(Busy):
+            compactor.execute(plan)
+
+    def undelete(self, process: Process, image_id: UUID) -> Image | None:
+        """Brings a deleted image back, None when it is not in the trash."""
+        try:
+            return self.catalog.images.undelete(image_id)
+        except NotFound:
+            return None
 
     def acknowledge_all(self) -> None:
         """Every living process does it, in one step."""

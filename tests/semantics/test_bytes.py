@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,14 @@ while left:
     left -= os.copy_file_range(source, target, left)
 """
 
+COPY_PART = """
+import os, sys
+source, at, target, to, left = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+source, target = os.open(source, os.O_RDONLY), os.open(target, os.O_WRONLY)
+while left:
+    done = os.copy_file_range(source, target, left, at, to)
+    left, at, to = left - done, at + done, to + done
+"""
 SOON_S = 1.5
 """The second that S12 allows, and half of one for a machine that is busy with other tests."""
 
@@ -81,6 +91,49 @@ def test_copies_share(mount: Mounted) -> None:
         assert mount.id(copy) != mount.id(path)
 
 
+def test_parts_share(mount: Mounted) -> None:
+    """S10: A part of an image, at any multiple of 4 KiB, is shared too, and so is what a draft has taken over
+    from one.
+    """
+    content = noise(12 * MIB, 20)
+    path = sealed(mount, "whole", content)
+    [before, drafts] = stored(mount), draft_bytes(mount)
+    first, second = mount.by_name / "part", mount.by_name / "part-of-the-part"
+    for copy in (first, second):
+        os.mknod(copy)
+        os.setxattr(copy, "user.imagefs.draft", b"1")
+    mount.run_python(COPY_PART, path, str(4 * KIB), first, str(12 * KIB), str(8 * MIB))
+    mount.run_python(COPY_PART, first, str(12 * KIB + MIB), second, "0", str(4 * MIB))
+    assert draft_bytes(mount) - drafts < MIB
+    for copy in (first, second):
+        seal(copy)
+    assert first.read_bytes() == bytes(12 * KIB) + content[4 * KIB :][: 8 * MIB]
+    assert second.read_bytes() == content[4 * KIB + MIB :][: 4 * MIB]
+    packs = [name for name in stored(mount) - before if "packs" in name.parts]
+    assert sum(pack.stat().st_size for pack in packs) < 100_000
+
+
+def test_copies_are_written(mount: Mounted) -> None:
+    """S10: A copy can be written like any draft: what is not overwritten stays shared, and only what was
+    overwritten is stored.
+    """
+    content = bytearray(noise(12 * MIB, 21))
+    path = sealed(mount, "original", bytes(content))
+    before = stored(mount)
+    copy = mount.by_name / "changed"
+    ok("cp", "--sparse=never", path, copy)
+    with copy.open("r+b") as file:
+        for offset in (5, 3 * MIB, 11 * MIB + 4095):
+            file.seek(offset)
+            file.write(b"other")
+            content[offset : offset + 5] = b"other"
+    assert copy.read_bytes() == content
+    seal(copy)
+    assert copy.read_bytes() == content
+    packs = [name for name in stored(mount) - before if "packs" in name.parts]
+    assert sum(pack.stat().st_size for pack in packs) < 100_000
+
+
 def test_a_copy_of_a_sparse_file(mount: Mounted) -> None:
     """S10: `cp` of a sparse file reads and writes instead (coreutils never asks for more): it costs time,
     but stores nothing new.
@@ -122,6 +175,25 @@ def test_damaged_bytes(mount: Mounted) -> None:
                 errors += 1
     assert 0 < errors < 256
     assert mount.imagefs("save", "damaged", mount.outside / "damaged").returncode == 13
+    path.unlink()
+
+
+@pytest.mark.fd_leak("the module's mount is another one afterwards")
+def test_plain_files(mount: Mounted) -> None:
+    """S11: A plain file in the repository's `cache/` is synced before it is used, and read only while it is as
+    it was left there.
+    """
+    content = noise(MIB, 11) * 66
+    path = sealed(mount, "plain", content)
+    [plain] = (mount.repo / "cache").iterdir()
+    assert plain.read_bytes() == content
+    mount.remount()  # nothing of it is cached
+    plain.chmod(0o600)
+    with plain.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"other bytes")
+    assert path.read_bytes() == content
+    assert not plain.exists()
     path.unlink()
 
 
@@ -181,3 +253,16 @@ def test_hashes(mount: Mounted) -> None:
     assert hashes(again) == expected
     assert mount.attribute(again, "user.imagefs.root") == root
     assert hashes(by_id(mount, again)) == expected
+
+
+def test_hashes_of_a_stream(mount: Mounted) -> None:
+    """S16: What `imagefs create --file -` reads from a pipe is hashed as it comes, and has its hashes when it is
+    active.
+    """
+    content = noise(6 * MIB, 22)
+    words = [sys.executable, "-m", "imagefs", "--repo", str(mount.repo), "create", "--file", "-", "piped"]
+    subprocess.run(words, input=content, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    path = mount.by_name / "piped"
+    assert mount.image_status(path) == "active"
+    assert mount.attribute(path, "user.image.checksum") == hashlib.md5(content).hexdigest()
+    assert mount.attribute(path, "user.image.os_hash_value") == hashlib.sha512(content).hexdigest()

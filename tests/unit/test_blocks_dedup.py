@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.blocks.dedup import FRAMES_NEW, Matcher, sample
-from imagefs.types import FRAME_BLOCKS
+from imagefs.types import FRAME_BLOCKS, ZERO_PACK, Extent
 
 
 def digest(number: int) -> bytes:
@@ -28,9 +29,10 @@ class Packs:
         self.lists[pack] = digests
         self.index.update({d: (pack, block) for d, block in sample(b"".join(digests), self.sampling)})
 
-    def lookup(self, wanted: bytes) -> tuple[int, int] | None:
+    def lookup(self, wanted: Sequence[bytes]) -> list[tuple[int, int] | None]:
         self.lookups += 1
-        return self.index.get(wanted)
+        assert list(wanted) == sorted(wanted)
+        return [self.index.get(digest) for digest in wanted]
 
     def digest_list(self, pack: int) -> bytes | None:
         self.loads.append(pack)
@@ -81,15 +83,15 @@ def test_the_index_is_a_hint():
 def test_packs_just_built_are_known_without_the_index():
     packs = Packs()
     matcher = packs.matcher()
-    matcher.learn(3, b"".join(runs(100, 10)))
-    matcher.learn(3, b"".join(runs(500, 10)), first=10)
+    matcher.learn(3, runs(100, 10))
+    matcher.learn(3, runs(500, 10), first=10)
     assert matcher.match([digest(505), digest(100), digest(9)]) == [(3, 15), (3, 0), None]
 
 
 def test_the_newest_copy_is_preferred():
     matcher = Packs().matcher()
-    matcher.learn(3, b"".join(runs(100, 10)))
-    matcher.learn(4, b"".join(runs(100, 5)))
+    matcher.learn(3, runs(100, 10))
+    matcher.learn(4, runs(100, 5))
     assert matcher.match(runs(104, 2)) == [(4, 4), (3, 5)]
 
 
@@ -140,6 +142,14 @@ def test_frames_touched_long_ago_count_again():
     for frame in range(64, 128, 2):
         matcher.match([digest(frame * 16), digest(frame * 16 + 16)])
     assert sum(p is None for p in matcher.match([digest(0), digest(16), digest(32)])) == 1
+
+
+def test_a_whole_mib_is_admitted_within_the_same_cap():
+    matcher = Packs().matcher(frames_new=FRAMES_NEW)
+    scattered = [Extent(1, frame * FRAME_BLOCKS, 1) for frame in range(FRAMES_NEW + 1)]
+    assert not matcher.admits(scattered)
+    assert matcher.admits([Extent(1, 8, 250), Extent(ZERO_PACK, 0, 6)]), "17 frames"
+    assert matcher.admits(scattered), "17 of them were touched just now"
 
 
 numbers = st.integers(0, 60)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from imagefs.catalog import Catalog, packrows, records, rules, schema
+from imagefs.catalog import Catalog, packrows, parts, records, rules, schema
 from imagefs.catalog.env import Txn
 from imagefs.types import Image, Status
 from tests.catalogs import commit_of, draft, opened, own_packs, sealed, session
@@ -61,7 +61,14 @@ class Bench:
         self.put(schema.PACKS, schema.U32.pack(self.pack), packrows.encode(row))
 
 
+def _uncounted_base(bench: Bench) -> None:
+    draft = bench.draft
+    key = parts.owner(draft.id, draft.draft_gen) + schema.U64.pack(0)
+    bench.put(schema.BASE, key, b"".join(map(schema.U64.pack, (1, bench.image.map_id, 0))))
+
+
 BREAKS: list[tuple[str, Callable[[Bench], None]]] = [
+    ("bases_have_references", _uncounted_base),
     ("index_rows_match_records", lambda b: b.record(b.tagged, owner="other")),
     ("index_rows_match_records", lambda b: b.delete(schema.I_TAG, b.first(schema.I_TAG))),
     ("index_rows_match_records", lambda b: b.put(schema.I_FLAG, schema.text("hidden") + bytes(24), b"")),
@@ -106,6 +113,8 @@ BREAKS: list[tuple[str, Callable[[Bench], None]]] = [
     ("sealers_have_sessions", lambda b: b.put(schema.HOLDS, b"i" + bytes(32), b"")),
     ("generations_are_past", lambda b: b.put(schema.META, b"gen", schema.U64.pack(1))),
     ("generations_are_past", lambda b: b.put(schema.META, b"flushed", schema.U64.pack(1 << 40))),
+    ("usage_matches", lambda b: b.put(schema.USAGE, b"p\2", bytes(15) + b"\1")),
+    ("usage_matches", lambda b: b.empty(schema.USAGE)),
 ]
 
 

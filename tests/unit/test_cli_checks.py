@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ from imagefs.cli.checks import State
 )
 def test_kernels(release: str, state: State) -> None:
     assert checks.kernel(release).state is state
+
+
+def test_a_zlib_that_makes_other_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.deflate().state is State.OK
+    compressobj = zlib.compressobj
+    monkeypatch.setattr(zlib, "compressobj", lambda level, *rest: compressobj(1, *rest))
+    assert checks.deflate().state is State.NOTE
 
 
 def test_no_fuse_device(tmp_path: Path) -> None:

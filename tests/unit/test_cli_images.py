@@ -17,7 +17,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from imagefs.cli.app import cli
-from tests.mounted import wait_until
 
 MIB = 1 << 20
 Run = Callable[..., Result]
@@ -220,6 +219,7 @@ def test_set(run: Run) -> None:
         (["--min-disk", "many"], 7),
         (["--disk-format", "floppy"], 2),
         (["--name", "n" * 256], 7),
+        (["--activate"], 4),
     ],
 )
 def test_a_bad_value_changes_nothing(run: Run, words: list[str], code: int) -> None:
@@ -249,6 +249,20 @@ def test_clone_shares(run: Run, disk: Path) -> None:
     assert (copy["checksum"], copy["os"], copy["status"]) == (original["checksum"], "debian", "active")
     run("create", "empty")
     run("clone", "empty", "x", code=7)
+
+
+def test_a_writable_clone(run: Run, disk: Path, tmp_path: Path) -> None:
+    run("create", "--file", disk, "debian", "--property", "os=debian")
+    run("clone", "--draft", "debian", "copy")
+    copy = shown(run, "copy")
+    assert (copy["status"], copy["os"]) == ("saving", "debian")
+    run("save", "copy", tmp_path / "saved")
+    assert (tmp_path / "saved").read_bytes() == disk.read_bytes()
+    run("seal", "copy")
+    assert shown(run, "copy")["status"] == "active"
+    run("create", "empty")
+    run("clone", "--draft", "empty", "x", code=7)
+    assert "x" not in run("list").stdout.split()
 
 
 def test_lists_filter_and_sort(run: Run, disk: Path) -> None:
@@ -332,9 +346,7 @@ def test_an_interrupted_create_leaves_nothing(run: Run, repo_dir: Path, number: 
         assert process.stdin is not None
         assert process.stderr is not None
         process.stdin.write(os.urandom(3 * MIB))
-        process.stdin.flush()
-        staging = repo_dir / "staging"
-        wait_until(lambda: any(p.stat().st_size >= 2 * MIB for p in staging.iterdir()), 30, "the first bytes")
+        process.stdin.flush()  # a pipe holds 64 KiB: the rest was read
         process.send_signal(number)
         said = process.stderr.read()
         assert process.wait(30) == 130
@@ -347,20 +359,22 @@ def test_a_killed_create_never_becomes_an_image(run: Run, repo_dir: Path) -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write(os.urandom(3 * MIB))
-        process.stdin.flush()
-        staging = repo_dir / "staging"
-        wait_until(lambda: any(p.stat().st_size >= 2 * MIB for p in staging.iterdir()), 30, "the first bytes")
+        process.stdin.flush()  # a pipe holds 64 KiB: the rest was read
         process.kill()
         process.wait(30)
     assert shown(run, "partial")["status"] == "saving"
-    assert "not finished" in shown(run, "partial")["seal_blocked"]
+    assert "interrupted" in shown(run, "partial")["seal_blocked"]
     run("wait", "partial", code=9)
+    run("seal", "partial", code=9)
+    run("delete", "partial")
+    run("gc")
+    assert not [path for path in (repo_dir / "store").rglob("packs/*/*") if path.is_file()]
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(run: Run, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from imagefs.cli import transfer
 
-    real = transfer._copy_data
+    real = transfer._upload_data
 
     def copy_and_change(*words: Any) -> None:
         real(*words)
@@ -368,9 +382,31 @@ def test_a_file_that_changes_while_it_is_read_is_refused(run: Run, disk: Path, m
         with disk.open("ab") as file:
             file.write(b"more")
 
-    monkeypatch.setattr(transfer, "_copy_data", copy_and_change)
+    monkeypatch.setattr(transfer, "_upload_data", copy_and_change)
     assert "changed while it was being read" in run("create", "--file", disk, "debian", code=6).stderr
     assert json.loads(run("list", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("size", [1000, 20 * MIB])
+def test_hashes_are_of_what_was_stored(run: Run, disk: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Not of what the file has become when it is read again for them."""
+    from imagefs.cli import transfer
+
+    content, real = disk.read_bytes(), transfer._upload
+
+    def upload_and_change(*words: Any) -> Any:
+        image = real(*words)
+        time.sleep(0.01)
+        with disk.open("r+b") as file:
+            file.write(b"changed")
+            file.truncate(size)
+        return image
+
+    monkeypatch.setattr(transfer, "_upload", upload_and_change)
+    run("create", "--file", disk, "debian")
+    record = shown(run, "debian")
+    assert record["checksum"] == hashlib.md5(content).hexdigest()
+    assert record["os_hash_value"] == hashlib.sha512(content).hexdigest()
 
 
 def test_completion_of_images(run: Run) -> None:

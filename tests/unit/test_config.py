@@ -22,7 +22,7 @@ def test_nothing_configured_means_the_documented_defaults(tmp_path: Path, monkey
         16,
         2048,
     )
-    assert (loaded.project, loaded.uid, loaded.retention_seconds) == (None, None, 0)
+    assert (loaded.project, loaded.uid, loaded.retention_seconds) == (None, None, 86400)
 
 
 def test_the_named_file_goes_before_the_repositorys_and_that_before_the_systems(
@@ -51,7 +51,12 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         seal = "close"
         settle_seconds = 1
         retention_seconds = 3600.5
+        gc_bytes_per_second = 65536
+        convert_ratio = 0.5
+        convert_bytes_per_second = 65536
+        sparse_share = 1
         frame_cache_bytes = 0
+        cache_bytes = 0
         pack_blocks = 8192
         sampling = 1
         log_level = "debug"
