@@ -102,6 +102,8 @@ class Config:
     """How long packs stay in the trash before gc deletes them."""
     frame_cache_bytes: int = 64 << 20
     """Memory for decoded frames."""
+    cache_bytes: int | None = None
+    """Disk for plain files of sealed images, which are read at the disk's own speed; None: a tenth of it."""
     pack_blocks: int = 2048
     """Blocks of 4 KiB in a new pack."""
     sampling: int = 16
@@ -139,6 +141,7 @@ _CHECKS: dict[str, Check] = {
     "settle_seconds": _number(float, 0, 86400),
     "retention_seconds": _number(float, 0, 10 * 365 * 86400),
     "frame_cache_bytes": _number(int, 0, 1 << 40),
+    "cache_bytes": _number(int, 0, 1 << 60),
     "pack_blocks": _number(int, FRAME_BLOCKS, 8192),
     "sampling": _power_of_two(256),
     "log_level": _one_of(LogLevel),

@@ -27,6 +27,7 @@ from imagefs.config import Config, SealMode, Transport
 from imagefs.errors import ImagefsError
 from imagefs.fuse.kernel.device import Ended
 from imagefs.fuse.kernel.init import Negotiated
+from imagefs.fuse.kernel.passthrough import Passthrough
 from imagefs.fuse.kernel.protocol import Init
 from imagefs.fuse.kernel.transport import KernelTransport
 from imagefs.fuse.supervisor import EXIT_DRAINED, EXIT_HOPELESS, READY
@@ -122,7 +123,13 @@ class Worker:
         self._config = config
         self.repo = Repository.open(path, config, "mount", session=mount.session, lock_fd=mount.lock_fd)
         images = Images(self.repo)
-        self._files = OpenFiles(images, mount.session, seal_on_close=config.seal is SealMode.CLOSE)
+        passes = mount.transport is Transport.KERNEL and Init.PASSTHROUGH in Init(mount.init_flags)
+        self._files = OpenFiles(
+            images,
+            mount.session,
+            seal_on_close=config.seal is SealMode.CLOSE,
+            backing=Passthrough(mount.device_fd) if passes else None,
+        )
         uid = os.getuid() if config.uid is None else config.uid
         gid = os.getgid() if config.gid is None else config.gid
         self._tree = Tree(self.repo, images, self._files, uid=uid, gid=gid)

@@ -53,6 +53,7 @@ def status(repo: Repository) -> dict[str, Any]:
         "stored_bytes": totals.stored_bytes,
         "trash_bytes": totals.trash_bytes + totals.doomed_bytes,
         "draft_bytes": repo.staging.allocated(),
+        "cache_bytes": repo.materialised.allocated(),
         "room_for_drafts": max(repo.space.room(), 0),
         "transport": first.transport if first else None,
         "mountpoints": sorted({daemon.mountpoint for daemon in daemons}),

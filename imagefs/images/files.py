@@ -87,6 +87,20 @@ class SealedFile:
         """Nothing to do: maps and packs have no descriptors of their own."""
 
 
+class MaterialisedFile(SealedFile):
+    """A sealed image's data that lies in a plain file as well; `fd` is closed with it."""
+
+    def __init__(self, repo: Repository, image: Image, fd: int) -> None:
+        super().__init__(repo, image)
+        self.fd = fd
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return os.pread(self.fd, length, offset)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
 class DraftFile:
     """A draft's staging file, and the base map below it while nothing was overwritten.
 

@@ -82,6 +82,7 @@ class Collector:
             catalog.images.unlink(image_id)
         for image_id in plan.finalise:
             done.images += self._finalise(image_id)
+        self._repo.materialised.keep(lambda map_uuid: catalog.maps.by_uuid(map_uuid) is not None)
         self._repo.unindex_packs(catalog.packs.doom(row.no for row in plan.doom))
         for row in catalog.packs.doomed():
             self._repo.store.delete(row.object_name)

@@ -24,7 +24,7 @@ def needs_hashes(image: Image) -> bool:
 def fill_in_hashes(repo: Repository, image_id: UUID, cancelled: Callable[[], bool]) -> None:
     """Computes the hashes, or takes them over from an image of equal root and size, and records them.
 
-    Reads the staging file while it is there, which no reader waits for, then lets it go.
+    Reads the plain file that sealing has left, where there is one, and lets it go then if it is too large.
     """
     try:
         image = repo.catalog.images.get(image_id)
@@ -42,7 +42,7 @@ def fill_in_hashes(repo: Repository, image_id: UUID, cancelled: Callable[[], boo
             ),
             Op.UPDATE,
         )
-    repo.staging.remove(image_id, image.draft_gen)
+    repo.materialised.trim()
 
 
 def _known(repo: Repository, image: Image) -> tuple[str, str] | None:
@@ -55,8 +55,8 @@ def _known(repo: Repository, image: Image) -> tuple[str, str] | None:
 def _computed(repo: Repository, image: Image, cancelled: Callable[[], bool]) -> tuple[str, str] | None:
     size = image.size or 0
     algorithm = image.os_hash_algo or ALGORITHM
-    if repo.staging.stat(image.id, image.draft_gen) is not None:
-        fd = repo.staging.open(image.id, image.draft_gen)
+    fd = repo.materialised.open(image)
+    if fd is not None:
         try:
             read = lambda offset, length: os.pread(fd, length, offset)  # noqa: E731
             return hashes(read, data_ranges(fd, 0, size), size, cancelled, algorithm)

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from dataclasses import replace
+from typing import Protocol
 from uuid import UUID
 
 from imagefs.blocks.digest import is_zero
@@ -20,7 +21,7 @@ from imagefs.catalog import Open
 from imagefs.errors import Busy, Deactivated, ImagefsError, NotFound, Refused, Sealed, Stale
 from imagefs.images import drafts, writers
 from imagefs.images.drafts import Change
-from imagefs.images.files import PIECE, DataFile, DraftFile, EmptyFile, SealedFile
+from imagefs.images.files import PIECE, DataFile, DraftFile, EmptyFile, MaterialisedFile, SealedFile
 from imagefs.images.service import Images
 from imagefs.types import Caller, Image, Kind, Status
 
@@ -30,6 +31,18 @@ COPY_AT_MOST = 64 << 20
 """Bytes that one copy_range moves: a caller that is interrupted waits no longer than for this."""
 OWN_HANDLES = 1 << 62
 """Handles that no kernel request made are numbered from here: no `unique` gets this far."""
+
+
+class Backing(Protocol):
+    """What lets the kernel read plain files by itself."""
+
+    def open(self, fd: int) -> int:
+        """The id of a file that is open for reading; 0 when that cannot be."""
+        ...
+
+    def close(self, backing_id: int) -> None:
+        """The id is not used any more."""
+        ...
 
 
 class Node:
@@ -47,6 +60,9 @@ class Node:
         self.image: Image | None = None
         self.kind = Kind.DATA
         self.file: DataFile | None = None
+        self.backing_id: int | None = None
+        """How the kernel reads it, 0: by requests. Settled by the first open and kept until the last release:
+        an open that is answered differently fails with EIO."""
 
 
 class Handle:
@@ -67,6 +83,11 @@ class Handle:
         file = self.node.file
         assert file is not None  # set before any handle of the node exists
         return file
+
+    @property
+    def backing_id(self) -> int:
+        """The plain file that the kernel reads for it; 0 when it sends requests."""
+        return self.node.backing_id or 0
 
     @property
     def size(self) -> int:
@@ -141,11 +162,14 @@ class Handle:
 class OpenFiles:
     """The open files of one connection. `_lock` guards the dicts only and is never held over anything."""
 
-    def __init__(self, images: Images, connection: UUID, *, seal_on_close: bool = False) -> None:
+    def __init__(
+        self, images: Images, connection: UUID, *, seal_on_close: bool = False, backing: Backing | None = None
+    ) -> None:
         self._images = images
         self._repo = images.repo
         self.connection = connection
         self.seal_on_close = seal_on_close
+        self._backing = backing
         self._lock = threading.Lock()
         self._nodes: dict[int, Node] = {}
         self._handles: dict[int, Handle] = {}
@@ -171,7 +195,10 @@ class OpenFiles:
         try:
             with node.lock:
                 self._admit(node, flags, caller, fresh=fresh)
-                self._repo.opens.put(Open(self.connection, fh, ino, flags, caller.pid))
+                if node.backing_id is None:
+                    node.backing_id = self._back(node)
+                row = Open(self.connection, fh, ino, flags, caller.pid, backing_id=node.backing_id)
+                self._repo.opens.put(row)
                 return self._register(node, fh, flags)
         except BaseException:
             self._leave(node)
@@ -184,6 +211,11 @@ class OpenFiles:
         with self._lock:
             self._handles[fh] = handle
         return handle
+
+    def _back(self, node: Node) -> int:
+        if self._backing is None or not isinstance(node.file, MaterialisedFile):
+            return 0
+        return self._backing.open(node.file.fd)
 
     def get(self, fh: int) -> Handle | None:
         """The open handle with this number."""
@@ -230,6 +262,7 @@ class OpenFiles:
             node = self._enter(row.ino)
             try:
                 with node.lock:
+                    node.backing_id = row.backing_id
                     self._admit(node, row.flags & ~os.O_TRUNC, Caller(0, 0, row.pid), fresh=True, restoring=True)
                     self._register(node, row.fh, row.flags, restored=True)
             except (ImagefsError, OSError) as error:
@@ -270,6 +303,8 @@ class OpenFiles:
             if node.users:
                 return
             del self._nodes[node.ino]
+        if node.backing_id and self._backing is not None:
+            self._backing.close(node.backing_id)
         if node.file is not None:
             node.file.close()
         if node.image is not None and self._is_deleted(node.image.id):
@@ -311,7 +346,8 @@ class OpenFiles:
         if image.draft is not None:
             return DraftFile(self._repo, image.id, image.draft, lambda change: self._record_draft(ino, change))
         if image.sealed:
-            return SealedFile(self._repo, image)
+            fd = self._repo.materialised.open(image)
+            return SealedFile(self._repo, image) if fd is None else MaterialisedFile(self._repo, image, fd)
         return EmptyFile(image.id)
 
     def _begin_writing(self, node: Node, image: Image, *, fresh: bool) -> Image:

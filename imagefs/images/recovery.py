@@ -9,7 +9,6 @@ from uuid import UUID
 
 from imagefs.errors import NotFound, Sealed
 from imagefs.images.gc import Collector
-from imagefs.images.hashtask import needs_hashes
 from imagefs.images.listing import with_status
 from imagefs.images.repository import Repository
 from imagefs.types import Image, Status
@@ -66,7 +65,5 @@ def _is_named(repo: Repository, image_id: UUID, gen: int) -> bool:
     except NotFound:
         return False
     if image.draft is not None and image.draft.gen == gen:
-        return True
-    if needs_hashes(image) and image.draft_gen == gen:
         return True
     return any(sibling.gen == gen for sibling in repo.catalog.siblings.list(image.id))

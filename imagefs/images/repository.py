@@ -3,6 +3,7 @@
 imagefs.json   superblock         staging/    drafts               sessions/  one locked file a session
 catalog/       LMDB, synchronous  index/      LMDB, disposable     locks/     janitor, log
 volatile/      open files         store/      packs, maps, log     run/       what is mounted
+cache/         plain files of sealed images, which any process may remove
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from imagefs.catalog import Catalog, DedupIndex, OpenTable, PackDone, PackKind, 
 from imagefs.config import Config
 from imagefs.errors import CatalogBehind, Damaged, Exists, NoSpace, NotARepository, NotFound
 from imagefs.images.logs import EPOCH, LogFlusher
+from imagefs.images.materialised import Materialised
 from imagefs.images.reader import BlockReader
 from imagefs.images.session import Session, boot_id
 from imagefs.images.space import SpaceGuard
 from imagefs.images.staging import Staging, sync
 from imagefs.stores import FileStore
 
-DIRECTORIES = ("staging", "sessions", "locks", "run", "store")
+DIRECTORIES = ("staging", "sessions", "locks", "run", "store", "cache")
 
 
 class Repository:
@@ -44,7 +46,8 @@ class Repository:
         self.digests = Digests(superblock.digest_key)
         self.store = FileStore(path / "store")
         self.staging = Staging(path / "staging")
-        self.space = SpaceGuard(path, self.staging)
+        self.materialised = Materialised(path / "cache", config.cache_bytes)
+        self.space = SpaceGuard(path, self.staging, self.materialised)
         self.catalog = Catalog.open(path / "catalog")
         self.logs = LogFlusher(superblock.repo, self.catalog, self.store, path / "locks" / "log")
         self.reader = BlockReader(self.catalog, self.store, config.frame_cache_bytes)

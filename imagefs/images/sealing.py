@@ -148,6 +148,9 @@ class Sealer:
                 sealed = self._store(Sealing(image, draft, seal, now, fd), before_commit)
         finally:
             os.close(fd)
+        staging = repo.staging.path(image.id, draft.gen)
+        if draft.base_map or not repo.materialised.adopt(staging, sealed):
+            repo.staging.remove(image.id, draft.gen)
         repo.logs.flush()
         return sealed
 

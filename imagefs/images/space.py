@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from imagefs.errors import NoSpace
+from imagefs.images.materialised import Materialised
 from imagefs.images.staging import Staging
 
 RESERVE = 64 << 20
@@ -22,9 +23,10 @@ CREDIT = 64 << 20
 class SpaceGuard:
     """Counts accepted bytes against the free space measured last. Leaf lock: nothing is taken under it."""
 
-    def __init__(self, directory: Path, staging: Staging) -> None:
+    def __init__(self, directory: Path, staging: Staging, materialised: Materialised) -> None:
         self._directory = directory
         self._staging = staging
+        self._materialised = materialised
         self._lock = threading.Lock()
         self._credit = 0
 
@@ -33,6 +35,8 @@ class SpaceGuard:
         with self._lock:
             if self._credit < nbytes:
                 room = self.room()
+                if room < nbytes and self._materialised.evict(nbytes - room + CREDIT):
+                    room = self.room()
                 if room < nbytes:
                     self._credit = 0
                     raise NoSpace(

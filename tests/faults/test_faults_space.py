@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,10 +14,10 @@ import pytest
 
 from imagefs.catalog import Catalog, rules
 from imagefs.errors import NoSpace
-from imagefs.images import fsck
+from imagefs.images import fsck, materialised
 from imagefs.types import Image, Status
 from tests.content import MIB, noise
-from tests.repositories import USER, Opened, opened
+from tests.repositories import CONFIG, USER, Opened, opened
 
 MountDisk = Callable[[int], Path]
 
@@ -141,3 +142,16 @@ def test_a_catalog_that_met_a_full_disk_opens_again(small_disk: MountDisk, tmp_p
         assert catalog.images.count() == len(ids)
         assert not [finding for rule in rules.RULES for finding in rule(catalog)]
         catalog.close()
+
+
+def test_plain_files_of_sealed_images_yield_to_a_writer(small_disk: MountDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(materialised, "LEAST", MIB)
+    config = replace(CONFIG, cache_bytes=1 << 30)
+    with opened(small_disk(192) / "repository", config) as it:
+        old = it.images.seal(write(it, "old", noise(MIB, 1) * 60))
+        assert it.repo.materialised.allocated() >= 60 * MIB
+        new = it.images.seal(write(it, "new", noise(MIB, 2) * 60))
+        fd = it.repo.materialised.open(old)
+        assert fd is None, "its room was needed"
+        assert it.read(old.id) == noise(MIB, 1) * 60
+        assert it.read(new.id) == noise(MIB, 2) * 60

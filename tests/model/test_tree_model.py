@@ -318,6 +318,13 @@ class TreeMachine(RuleBasedStateMachine):
         image.entry = f"{name}~{str(image.id)[:8]}" if taken else name
         EVENTS["disambiguated"] += taken
 
+    @rule(number=PICK, other=PICK)
+    def name_like_another(self, number: int, other: int) -> None:
+        """Drawn from all names, this would be too rare to be seen in every run."""
+        named = self.pick(other)
+        if named is not None and named.entry is not None:
+            self.name(number, self.tree.get(named.directory, "user.image.name"))
+
     @rule(number=PICK, name=TEMPORARY, content=CONTENTS)
     def write_sibling(self, number: int, name: str, content: bytes) -> None:
         image = self.pick(number)

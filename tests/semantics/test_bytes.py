@@ -125,6 +125,25 @@ def test_damaged_bytes(mount: Mounted) -> None:
     path.unlink()
 
 
+@pytest.mark.fd_leak("the module's mount is another one afterwards")
+def test_plain_files(mount: Mounted) -> None:
+    """S11: A plain file in the repository's `cache/` is synced before it is used, and read only while it is as
+    it was left there.
+    """
+    content = noise(MIB, 11) * 66
+    path = sealed(mount, "plain", content)
+    [plain] = (mount.repo / "cache").iterdir()
+    assert plain.read_bytes() == content
+    mount.remount()  # nothing of it is cached
+    plain.chmod(0o600)
+    with plain.open("r+b") as file:
+        file.seek(5 * MIB)
+        file.write(b"other bytes")
+    assert path.read_bytes() == content
+    assert not plain.exists()
+    path.unlink()
+
+
 @pytest.fixture
 def second(mount: Mounted, tmp_path: Path) -> Iterator[Mounted]:
     """Another mount of the same repository."""

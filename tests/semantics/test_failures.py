@@ -211,3 +211,17 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         filler.unlink()
         assert mount.put("newer", noise(16 * MIB, 3)).read_bytes() == noise(16 * MIB, 3)
         mount.command("fsck")
+
+
+def test_plain_files_yield(small_disk: Path, tmp_path: Path) -> None:
+    """S15: The plain files in `cache/` are given up before a writer is refused."""
+    mount = Mounted(tmp_path, repo=small_disk / "repo")
+    mount.command("init")
+    (mount.repo / "config.toml").write_text("cache_bytes = 1000000000\n")
+    with mount:
+        old = sealed(mount, "old", noise(MIB, 1) * 80)
+        assert len(list((mount.repo / "cache").iterdir())) == 1
+        assert free(small_disk) < 2 * 125 * MIB, "the next one would fit without"
+        new = sealed(mount, "new", noise(MIB, 2) * 125)
+        assert old.read_bytes() == noise(MIB, 1) * 80
+        assert new.read_bytes() == noise(MIB, 2) * 125

@@ -124,8 +124,11 @@ class Disk:
 
 
 class Handle:
-    def __init__(self, fs: Tree, ino: int, flags: int) -> None:
+    backing_id = 0
+
+    def __init__(self, fs: Tree, ino: int, flags: int, fh: int) -> None:
         self.ino = ino
+        self.fh = fh
         self._file = os.open(fs.disk.data / str(ino), (flags & os.O_ACCMODE) | os.O_CLOEXEC)
 
     def pread(self, offset: int, length: int) -> bytes:
@@ -167,7 +170,7 @@ class Tree:
         self.hang = threading.Event()
         self.hang.set()
         for fh, (ino, flags) in disk.state.opens.items():
-            self.handles[fh] = Handle(self, ino, flags)
+            self.handles[fh] = Handle(self, ino, flags, fh)
 
     # -- looking --
 
@@ -274,7 +277,7 @@ class Tree:
         if self.inode(ino).sealed and flags & os.O_ACCMODE:
             raise Sealed("")
         if fh not in self.handles:
-            self.handles[fh] = Handle(self, ino, flags)
+            self.handles[fh] = Handle(self, ino, flags, fh)
             with self.disk.transaction():
                 self.disk.state.opens[fh] = ino, flags & os.O_ACCMODE
         if flags & os.O_TRUNC:

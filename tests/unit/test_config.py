@@ -52,6 +52,7 @@ def test_every_setting_can_be_given(tmp_path: Path) -> None:
         settle_seconds = 1
         retention_seconds = 3600.5
         frame_cache_bytes = 0
+        cache_bytes = 0
         pack_blocks = 8192
         sampling = 1
         log_level = "debug"

@@ -29,7 +29,7 @@ OFFERED_2 = 0x5FD
 NEVER = {
     "POSIX_LOCKS": 1, "FLOCK_LOCKS": 10, "AUTO_INVAL_DATA": 12, "WRITEBACK_CACHE": 16, "NO_OPEN": 17,
     "HANDLE_KILLPRIV": 19, "POSIX_ACL": 20, "NO_OPENDIR": 24, "SUBMOUNTS": 27, "SETXATTR_EXT": 29,
-    "PASSTHROUGH": 37, "OVER_IO_URING": 41, "REQUEST_TIMEOUT": 42,
+    "OVER_IO_URING": 41, "REQUEST_TIMEOUT": 42,
 }  # fmt: skip
 
 
@@ -62,12 +62,14 @@ def test_init_takes_what_is_wanted_of_what_is_offered() -> None:
         pages,
         alignment,
         high,
+        stacked,
         *_,
     ) = fields
     assert (major, minor, readahead, max_write, pages) == (7, 45, 131072, 1 << 20, 256)
     assert (background, congestion, granularity, alignment) == (64, 48, 1, 0)
     assert low == 0x5244E029
-    assert high == 1 << 3 | 1 << 7
+    assert high == 1 << 3 | 1 << 5 | 1 << 7
+    assert stacked == 1
     assert agreed.flags == low | high << 32
     assert agreed.resend
 

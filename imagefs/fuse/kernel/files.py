@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from imagefs.fuse.kernel.request import Operation, Request, Served
+    from imagefs.images.opens import Handle
     from imagefs.tree.attr import Attr
 
 DONE = b""
@@ -47,8 +48,7 @@ def _open(fs: Served, request: Request) -> bytes:
     # Sent again it opens the same handle again, so it needs no reply slot.
     flags, _ = request.unpack(OPEN_IN)
     attr = fs.tree.attrs(request.node)
-    fs.tree.open(request.node, flags, request.caller, request.identity)
-    return OPEN_OUT.pack(request.identity, _caching(attr), 0)
+    return _opened(fs.tree.open(request.node, flags, request.caller, request.identity), attr)
 
 
 def _create(fs: Served, request: Request) -> bytes:
@@ -66,9 +66,16 @@ def _create(fs: Served, request: Request) -> bytes:
             raise
         ino, fresh = fs.tree.lookup(request.node, name).ino, False
     # Outside of the transaction, before which the open files' locks are taken; asked again it is the same.
-    fs.tree.open(ino, flags, caller, fh, fresh=fresh)
+    handle = fs.tree.open(ino, flags, caller, fh, fresh=fresh)
     attr = fs.tree.attrs(ino)
-    return encoding.entry(attr) + OPEN_OUT.pack(fh, _caching(attr), 0)
+    return encoding.entry(attr) + _opened(handle, attr)
+
+
+def _opened(handle: Handle, attr: Attr) -> bytes:
+    if handle.backing_id:
+        # Alone: together with a flag about caching it is EIO.
+        return OPEN_OUT.pack(handle.fh, Open.PASSTHROUGH, handle.backing_id)
+    return OPEN_OUT.pack(handle.fh, _caching(attr), 0)
 
 
 def _caching(attr: Attr) -> Open:

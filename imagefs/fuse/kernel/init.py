@@ -41,6 +41,8 @@ WANTED = (
     | Init.HAS_EXPIRE_ONLY
     # A new worker asks for what its predecessor left unanswered (Linux 6.9).
     | Init.HAS_RESEND
+    # Plain files are read without a request (Linux 6.9; unless root serves, registering one fails).
+    | Init.PASSTHROUGH
 )
 """Left out on purpose: POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks survive a worker),
 WRITEBACK_CACHE (the kernel would own size and mtime), POSIX_ACL, NO_OPEN, NO_OPENDIR, SUBMOUNTS,
@@ -95,7 +97,8 @@ def answer(request: bytes | memoryview) -> tuple[bytes, Negotiated | None]:
         MAX_WRITE // 4096,
         0,
         agreed.flags >> 32,
-        0,
+        # Files of a filesystem that is itself stacked on none; without it there is no passthrough.
+        1 if Init.PASSTHROUGH in agreed.flags else 0,
         0,
     )
     return _reply(unique, body), agreed

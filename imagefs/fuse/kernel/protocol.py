@@ -109,6 +109,7 @@ class Open(IntFlag):
     DIRECT_IO = 1 << 0
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
+    PASSTHROUGH = 1 << 7
 
 
 class SetAttrValid(IntFlag):
