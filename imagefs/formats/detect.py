@@ -6,6 +6,7 @@ are fed the head of the file in chunks and keep little of it. Nothing here follo
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from imagefs.types import DISK_FORMATS
 HEAD = 4 << 20
 """Bytes looked at: a VHDX has its metadata, the farthest of all, at 1 to 3 MiB."""
 _CHUNK = 64 << 10
+# It reports as an error that raw data is none of its formats, once for each.
+logging.getLogger("oslo_utils.imageutils.format_inspector").setLevel(logging.CRITICAL)
 _CONTENT = frozenset({"raw", "gpt", "luks"})
 """Inspectors of what is on a disk: the file that holds it is raw."""
 _NOT_THIS = (

@@ -142,6 +142,6 @@ def test_a_gibibyte_in_and_out(mounted: Mounted) -> None:
     assert returned < 2.5 * plain
     assert active < 4 * plain
     assert cold_native / cold > 400 / 1500
-    # FUSE keeps single pages where ext4 keeps large folios: large copies out of the cache take twice as long.
-    assert small > 0.7
-    assert large > 0.25
+    # The kernel reads the plain file by itself; 1.0 but for what else the machine does meanwhile.
+    assert small > 0.8
+    assert large > 0.8

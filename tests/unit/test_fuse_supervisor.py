@@ -15,6 +15,8 @@ import pytest
 
 from imagefs.errors import MountFailed
 from imagefs.fuse import mounts, starting
+from imagefs.fuse.kernel.device import Device, Ended
+from imagefs.fuse.kernel.request import Served
 from tests.mounted import alive, ok, wait_until
 from tests.unit.fuse_mounted import FakeMount
 
@@ -133,6 +135,18 @@ def test_a_worker_that_is_asked_to_go_is_replaced(mounted: FakeMount) -> None:
         file.write(b"x")
     assert (mounted.dir / "a").read_bytes() == b"x"
     assert "killed" not in mounted.log.read_text()
+
+
+@pytest.mark.timeout(20)
+def test_the_signal_to_go_waits_for_nothing() -> None:
+    """Its handler interrupts the main thread anywhere, also where that has a lock."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing):
+        device = Device(reading, Served(None, None), 1 << 20)  # type: ignore[arg-type] # no request ever comes
+        with device._lock:
+            device.drain()
+            device.drain()
+        assert device.serve() is Ended.DRAINED
 
 
 def test_unmounting_ends_both(mounted: FakeMount) -> None:

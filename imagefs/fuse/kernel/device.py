@@ -168,7 +168,10 @@ class Device:
         self._lock = threading.Lock()
         """Guards `_lanes`; nothing is taken under it."""
         self._lanes: dict[int, Lane] = {}
-        self._changed = threading.Event()
+        self._bell = threading.Lock()
+        """Held, but when serve() is to look around. A signal handler may ring it: unlike setting an Event, that
+        never waits, and so not for the thread that the handler interrupted either."""
+        self._bell.acquire()
 
     def serve(self) -> Ended:
         """Answers requests until the mount is gone or drain() was called. In the main thread, SIGTERM drains.
@@ -184,8 +187,10 @@ class Device:
             self._add_lane()
         before: dict[int, int] = {}
         while not (self.unmounted or self.draining or self.failure):
-            self._changed.wait(STALL_S)
+            self._bell.acquire(timeout=STALL_S)
             before = self._reinforce(before)
+        if self.draining:
+            self._interrupt_lanes()
         self._await_lanes()
         if self.failure:
             raise self.failure
@@ -195,8 +200,15 @@ class Device:
         """Makes serve() return once every request that has been read is answered. Needs serve() to run in
         the main thread, whose signal handlers wake the threads that read."""
         self.draining = True
+        self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # rung already
+            self._bell.release()
+
+    def _interrupt_lanes(self) -> None:
+        """Ends the reads that wait for a request, and has the next ones not wait."""
         os.set_blocking(self.fd, False)
-        self._changed.set()
         for lane in self.lanes():
             if lane.ident is not None and lane.is_alive():
                 signal.pthread_kill(lane.ident, signal.SIGUSR1)
@@ -216,7 +228,7 @@ class Device:
         with self._lock:
             del self._lanes[lane.number]
         if self.unmounted or self.failure:
-            self._changed.set()
+            self._ring()
 
     def _add_lane(self) -> None:
         with self._lock:
