@@ -11,11 +11,11 @@ import click
 from imagefs.cli.opening import complete_image, image_properties, opened, resolve
 from imagefs.cli.output import json_option, print_json, say
 from imagefs.cli.settings import Settings, pass_settings, repo_option
-from imagefs.errors import InvalidValue
+from imagefs.errors import InvalidValue, Refused
 from imagefs.images import fields
 from imagefs.images.service import Images
 from imagefs.tree.metadata import document
-from imagefs.types import CONTAINER_FORMATS, DISK_FORMATS, Image, Visibility
+from imagefs.types import CONTAINER_FORMATS, DISK_FORMATS, Image, Status, Visibility
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -29,9 +29,14 @@ class Edit:
     tags: tuple[str, ...]
     tags_off: tuple[str, ...] = ()
     unset: tuple[str, ...] = ()
+    active: bool | None = None
+    """Whether everybody may open the data again (True), or only root from now on (False)."""
 
     def __call__(self, image: Image) -> Image:
-        """The record with the edit; InvalidValue for an attribute that cannot be unset."""
+        """The record with the edit; InvalidValue for an attribute that cannot be unset, Refused for the
+        (de)activation of an image in another state."""
+        if self.active is not None:
+            image = _activated(image, self.active)
         for name in self.unset:
             image = _unset(image, name)
         tags = tuple(tag for tag in image.tags if tag not in self.tags_off)
@@ -41,6 +46,12 @@ class Edit:
             tags=tuple(dict.fromkeys((*tags, *self.tags))),
             **self.fields,  # type: ignore[arg-type]
         )
+
+
+def _activated(image: Image, active: bool) -> Image:
+    if image.status not in (Status.ACTIVE, Status.DEACTIVATED):
+        raise Refused(f"Image {image.id} is {image.status}: only active images are deactivated.")
+    return replace(image, status=Status.ACTIVE if active else Status.DEACTIVATED)
 
 
 def _unset(image: Image, name: str) -> Image:
@@ -93,13 +104,14 @@ def edit_of(
 @click.option("--name", help="Rename the image.")
 @record_options
 @click.option("--remove-tag", "tags_off", multiple=True, help="Remove a tag.")
+@click.option("--activate/--deactivate", "active", default=None, help="Whether others than root may open the data.")
 @click.option("--unset", multiple=True, metavar="NAME", help="Remove a property, or a field's value.")
 @json_option
 @repo_option
 @pass_settings
-def set_command(settings: Settings, /, image: str, as_json: bool, **options: Any) -> None:
+def set_command(settings: Settings, /, image: str, as_json: bool, active: bool | None, **options: Any) -> None:
     """Change an image's name, properties, tags and other metadata."""
-    edit = edit_of(**options)
+    edit = replace(edit_of(**options), active=active)
     with opened(settings) as repo:
         changed = Images(repo).update(resolve(repo, image).id, edit)
     if as_json:

@@ -87,7 +87,6 @@ def test_kills_at_random_moments(tmp_path: Path, transport: str) -> None:
         assert live_through_kills(mounted, KILLS if transport == "kernel" else KILLS // 4, seed=1) > KILLS // 4
 
 
-@pytest.mark.slow
 def test_a_few_kills(tmp_path: Path) -> None:
     with Mounted(tmp_path, settle=0.1) as mounted:
         live_through_kills(mounted, 3, seed=500)

@@ -220,6 +220,7 @@ def test_set(run: Run) -> None:
         (["--min-disk", "many"], 7),
         (["--disk-format", "floppy"], 2),
         (["--name", "n" * 256], 7),
+        (["--activate"], 4),
     ],
 )
 def test_a_bad_value_changes_nothing(run: Run, words: list[str], code: int) -> None:
