@@ -91,7 +91,7 @@ def privileges() -> Check:
     if not os.stat(helper).st_mode & stat.S_ISUID:
         found = f"not root, and {helper} is not setuid root"
         return Check("privileges", State.MISSING, found, f"chmod u+s {helper} (as root)")
-    return Check("privileges", State.OK, f"mounts through {helper}")
+    return Check("privileges", State.OK, f"mounts through {helper}; only root has files read by the kernel itself")
 
 
 def fusermount() -> Check:
@@ -125,11 +125,11 @@ def kernel(release: str = "") -> Check:
     release = release or platform.release()
     match = re.match(r"(\d+)\.(\d+)", release)
     if match and (int(match[1]), int(match[2])) >= RESEND_KERNEL:
-        return Check("kernel", State.OK, f"Linux {release}: open files survive a killed worker")
+        return Check("kernel", State.OK, f"Linux {release}: open files survive a killed worker, plain files need none")
     return Check(
         "kernel",
         State.NOTE,
-        f"Linux {release}: open files end with an error when the worker is killed (S13)",
+        f"Linux {release}: open files end with an error when the worker is killed (S13), all reads go through it",
         "a kernel of 6.9 or newer (Debian 12: linux-image-amd64 from bookworm-backports)",
     )
 
