@@ -18,7 +18,7 @@ from uuid import UUID
 
 from imagefs.config import Config
 from imagefs.errors import Mismatch
-from imagefs.images import ingest, logs, recovery, sealing
+from imagefs.images import ingest, logs, materialised, recovery, sealing
 from imagefs.images.gc import Collector
 from imagefs.images.opens import Handle, OpenFiles
 from imagefs.images.repository import Repository
@@ -46,12 +46,14 @@ CONTENT[G] = CONTENT[B]
 
 
 def make_small() -> None:
-    """Packs, checkpoints and snapshots come after a few KiB, and one thread stores packs: the same steps each time."""
+    """Packs, checkpoints, snapshots and plain files come after a few KiB, and one thread stores packs: the same
+    steps each time."""
     ingest.PACK_BLOCKS = PACK // BLOCK
     ingest.PACKERS = 1
     sealing.WINDOW = PACK
     sealing.CHECKPOINT = CHECKPOINT
     logs.SNAPSHOT_EVERY = 3
+    materialised.LEAST = BLOCK
 
 
 @dataclass
