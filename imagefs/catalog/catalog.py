@@ -64,9 +64,7 @@ class Catalog:
         self.maps = Maps(env, self.packs, self.usage)
         self.bases = Bases(env, self.maps)
         self.checkpoints = Checkpoints(env, self.counters, self.sessions, self.packs, self.maps)
-        self.images = Images(
-            env, self.counters, self.log, self.maps, self.checkpoints, clock, self.usage, self.quotas
-        )
+        self.images = Images(env, self.counters, self.log, self.maps, self.checkpoints, clock, self.usage, self.quotas)
         self.siblings = Siblings(env, self.images, self.maps)
         self.seals = Seals(env, self.sessions, self.packs, self.maps, self.checkpoints, self.images, self.siblings)
         self.slots = Slots(env)

@@ -58,6 +58,9 @@ class StagedSealing(Sealing):
     content: Content
 
 
+SEALED = (Status.ACTIVE, Status.DEACTIVATED)
+
+
 class Sealer:
     """Seals drafts of one repository. Any thread; one draft has one sealer, guarded by the catalog."""
 
@@ -78,7 +81,7 @@ class Sealer:
         """
         repo = self._repo
         image = repo.catalog.images.get(image_id)
-        if image.status in (Status.ACTIVE, Status.DEACTIVATED):
+        if image.status in SEALED:
             return image
         if image.status == Status.KILLED:
             raise Mismatch(f"Image {image_id} was killed: its data is not what was declared.")
@@ -89,7 +92,13 @@ class Sealer:
         if repo.opens.writers(image.data_ino):
             raise Busy(f"Image {image_id} is open for writing.")
         with self._alone(image_id):
-            return self._claimed(image, image.draft, before_commit)
+            try:
+                return self._claimed(image, image.draft, before_commit)
+            except SealBlocked:
+                sealed = repo.catalog.images.get(image_id)
+                if sealed.status not in SEALED:
+                    raise
+                return sealed  # another process was quicker
 
     @contextmanager
     def _alone(self, image_id: UUID) -> Iterator[None]:

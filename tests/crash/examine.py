@@ -17,7 +17,6 @@ from imagefs.images.listing import with_status
 from imagefs.types import Image, Kind, Status
 from tests.crash.workload import Expected, Model, Work
 
-
 EMPTY = ("mapseg", "seals", "holds", "base", "base_map")
 """Tables that have no rows once there are no images."""
 

@@ -21,6 +21,7 @@ from imagefs.images import fsck
 from imagefs.images.arming import blocked_reason, seal_due
 from imagefs.images.gc import Collector
 from imagefs.images.janitor import Janitor
+from imagefs.images.service import Images
 from imagefs.stores import Fault, Kind
 from imagefs.types import BLOCK, Status
 from tests.content import KIB, noise
@@ -252,3 +253,17 @@ def _wait_until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_who_is_too_late_to_seal_gets_what_the_other_sealed(it: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_id = it.draft("image", noise(100 * KIB, 1))
+    seals, claim = it.repo.catalog.seals, it.repo.catalog.seals.claim
+
+    def late(*args: object) -> object:
+        monkeypatch.setattr(seals, "claim", claim)
+        Images(it.repo).seal(image_id)  # with a sealer of its own, as another process has
+        return claim(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(seals, "claim", late)
+    assert it.images.seal(image_id).status == Status.ACTIVE
+    assert it.read(image_id) == noise(100 * KIB, 1)

@@ -152,11 +152,15 @@ def test_direct_mapped_and_copied(kernel_mount: Mounted, image: Path, content: b
     assert kernel_mount.status()["stored_bytes"] - stored < 100_000
 
 
-def test_no_cache_when_it_is_switched_off(kernel_mount: Mounted, content: bytes) -> None:
+def test_no_cache_when_it_is_switched_off(
+    kernel_mount: Mounted, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernel_mount.umount()
-    (kernel_mount.repo / "config.toml").write_text("cache_bytes = 0\n")
+    settings = kernel_mount.base / "imagefs.toml"
+    settings.write_text("cache_bytes = 0\n")
+    monkeypatch.setenv("IMAGEFS_CONFIG", str(settings))
     kernel_mount.mount()
     image = kernel_mount.put("image", content)
     assert cached(kernel_mount) == []
-    assert os.listdir(kernel_mount.repo / "staging") == []
+    wait_until(lambda: not os.listdir(kernel_mount.repo / "staging"), 10, "the staging file to go")
     assert image.read_bytes() == content

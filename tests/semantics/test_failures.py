@@ -213,12 +213,12 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         mount.command("fsck")
 
 
-def test_plain_files_yield(small_disk: Path, tmp_path: Path) -> None:
+def test_plain_files_yield(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S15: The plain files in `cache/` are given up before a writer is refused."""
-    mount = Mounted(tmp_path, repo=small_disk / "repo")
-    mount.command("init")
-    (mount.repo / "config.toml").write_text("cache_bytes = 1000000000\n")
-    with mount:
+    settings = tmp_path / "imagefs.toml"
+    settings.write_text("cache_bytes = 1000000000\n")
+    monkeypatch.setenv("IMAGEFS_CONFIG", str(settings))
+    with Mounted(tmp_path, repo=small_disk / "repo") as mount:
         old = sealed(mount, "old", noise(MIB, 1) * 80)
         assert len(list((mount.repo / "cache").iterdir())) == 1
         assert free(small_disk) < 2 * 125 * MIB, "the next one would fit without"
