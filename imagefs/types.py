@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 BLOCK = 4096
@@ -13,6 +14,8 @@ FRAME_BLOCKS = 16
 FRAME = BLOCK * FRAME_BLOCKS
 ZERO_PACK = 0xFFFFFFFF
 """The pack number that stands for blocks of zeros in a map."""
+LAYOUTS = ("plain", "recode")
+"""What records call the layouts of sealed data, by the kind of its map (blocks.recode)."""
 
 
 class Status(StrEnum):
@@ -198,8 +201,7 @@ class Extent:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asked: as the kernel names it in a request. pid is 0 from another pid namespace."""
 
     uid: int

@@ -16,7 +16,7 @@ from imagefs.images.opens import OpenFiles
 from imagefs.images.reader import BlockReader
 from imagefs.images.repository import Repository
 from imagefs.images.service import Images
-from imagefs.stores import FaultyStore, Plan
+from imagefs.stores.faults import FaultyStore, Plan
 from imagefs.types import Caller, Image, Kind
 
 CONFIG = Config(sampling=1, frame_cache_bytes=0, retention_seconds=0)

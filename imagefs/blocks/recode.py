@@ -30,10 +30,6 @@ from imagefs.types import BLOCK
 
 KIND = 1
 """Of a map: in the catalog's row and in the manifest. 0 is a plain one."""
-LAYOUTS = ("plain", "recode")
-"""What records call the layouts, by kind."""
-FEATURE = "recode"
-"""The superblock's feature of a repository that has, or had, such a map."""
 GIB = 1 << 30
 TABLE, GUEST = 0, GIB
 """First byte of two areas; the header has that of the third."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from imagefs.blocks import recode
 from imagefs.errors import NewerVersion, NotARepository, UnknownFeature
 from imagefs.types import BLOCK
 
@@ -16,7 +15,9 @@ OBJECT_NAME = "imagefs.json"
 """Its name in the repository's directory and on the store."""
 VERSION = 1
 """The repository format that this imagefs writes."""
-FEATURES: frozenset[str] = frozenset({recode.FEATURE})
+RECODE = "recode"
+"""The feature of a repository that has, or had, a map of this layout (blocks.recode)."""
+FEATURES: frozenset[str] = frozenset({RECODE})
 """Features that this imagefs knows."""
 READ_ONLY = "ro:"
 """Prefix of features that need not be known to read, only to write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from imagefs.catalog import records, schema
@@ -17,8 +17,7 @@ from imagefs.catalog.sessions import Sessions
 from imagefs.types import Cookie, Draft
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """Everything before `next_offset` of the content `cookie` is in the rows of a provisional map."""
 
     session: UUID
@@ -68,7 +67,7 @@ class Checkpoints:
         another."""
         with self._env.write():
             row = self.get(image_id) or self.begin(image_id, session)
-            row = replace(row, session=session, first_no=self._counters.get("pack"))
+            row = row._replace(session=session, first_no=self._counters.get("pack"))
             self.put(image_id, row)
         return row
 

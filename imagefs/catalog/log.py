@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import records, schema
@@ -43,8 +43,7 @@ class Op(IntEnum):
     """A temporary file beside `data` came, went or changed its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+class LogRow(NamedTuple):
     """One change of one image."""
 
     gen: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.blocks import maprows
@@ -20,8 +20,7 @@ BATCH = 64
 """Rows of up to 64 KiB read in one transaction."""
 
 
-@dataclass(frozen=True, slots=True)
-class MapInfo:
+class MapInfo(NamedTuple):
     """A map that some image or draft uses."""
 
     refs: int
@@ -142,7 +141,7 @@ class Maps:
         """One reference more. NotFound."""
         with self._env.write() as txn:
             info = self.info(map_id)
-            info = replace(info, refs=info.refs + 1)
+            info = info._replace(refs=info.refs + 1)
             self._put(txn, map_id, info)
         return info
 
@@ -151,7 +150,7 @@ class Maps:
         with self._env.write() as txn:
             info = self.info(map_id)
             if info.refs > 1:
-                self._put(txn, map_id, replace(info, refs=info.refs - 1))
+                self._put(txn, map_id, info._replace(refs=info.refs - 1))
                 return
             nos = sorted(self.packs_of(map_id))
             manifest = self._packs.by_name(info.uuid.bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import schema
@@ -18,8 +18,7 @@ Rows = Sequence[tuple[int, bytes]]
 """Rows of a map: (first quarter, columns)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One map with some of its blocks elsewhere."""
 
     map_id: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +57,9 @@ def walk(directory: Path, timeout_s: float = 600.0) -> str | None:
 
     A short file may be whole: pages that a transaction freed again are never written (see `Reserve.keep`).
     """
+    # Imported here: 2 ms that no command has for what only a short file needs.
+    import subprocess  # noqa: PLC0415
+
     command = [sys.executable, "-c", _CHILD, str(directory)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)

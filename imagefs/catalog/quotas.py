@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagefs.catalog import schema
 from imagefs.catalog.usage import Figures, Usage, charge_of
@@ -29,8 +29,7 @@ class Limits:
     """Of what sealing them added to the store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """One row: who, what is allowed, what is used."""
 
     owner: str | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from pathlib import Path
@@ -11,8 +10,6 @@ RESERVE = 64 << 20
 """Bytes. 8 MiB were enough for 5,000 commits on a full disk; deletions need pages before they free any."""
 KEEP_SIZE = 1
 """FALLOC_FL_KEEP_SIZE."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Reserve:
@@ -62,7 +59,10 @@ class Reserve:
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         """False when it could not be done (no space, not supported): then things are as they were."""
-        fallocate = getattr(_libc, "fallocate", None)
+        # Imported here: 2 ms that the many commands which find the reserve in place do not spend.
+        import ctypes  # noqa: PLC0415
+
+        fallocate = getattr(ctypes.CDLL(None), "fallocate", None)
         if fallocate is None or length <= 0:
             return False
         done: int = fallocate(self._fd, ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length))

@@ -10,8 +10,8 @@ those of another; `rules.py` states how, one function for each rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 from uuid import UUID
 
 from blake3 import blake3
@@ -22,8 +22,7 @@ when it is opened for writing. 2: damage, usage, quota,
 base, base_map."""
 
 
-@dataclass(frozen=True, slots=True)
-class SubDb:
+class SubDb(NamedTuple):
     """One sub-database, by its name in the environment."""
 
     name: str

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagefs.catalog import schema
 from imagefs.catalog.packrows import PackState, decode
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from imagefs.catalog.env import Environment
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(NamedTuple):
     """What does not verify of one stored object."""
 
     no: int
@@ -37,8 +35,7 @@ class Damage:
         return "; ".join([*what, *([self.other] if self.other else [])])
 
 
-@dataclass(frozen=True, slots=True)
-class ScrubState:
+class ScrubState(NamedTuple):
     """Times are ns since the epoch, 0 for never."""
 
     next_no: int

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from imagefs.blocks import recode
 from imagefs.catalog.checkpoints import Checkpoint, Checkpoints
 from imagefs.catalog.env import Environment
 from imagefs.catalog.images import Images
@@ -19,7 +18,7 @@ from imagefs.catalog.queries import Query
 from imagefs.catalog.sessions import Sessions
 from imagefs.catalog.siblings import Siblings
 from imagefs.errors import Busy, InvalidValue, NotFound, PacksGone, SealBlocked, SealCancelled
-from imagefs.types import ZERO_PACK, Cookie, Image, Status
+from imagefs.types import LAYOUTS, ZERO_PACK, Cookie, Image, Status
 
 _DATA_FIELDS = (
     "map_id", "map_uuid", "layout", "size", "virtual_size", "allocated", "checksum", "os_hash_algo",
@@ -124,7 +123,7 @@ class Seals:
             if row.cookie is not None and row.cookie != cookie:
                 row = self._checkpoints.begin(image_id, row.session)
             if row.cookie is None:
-                row = replace(row, cookie=cookie)
+                row = row._replace(cookie=cookie)
                 self._checkpoints.put(image_id, row)
             self._images.update(image_id, lambda image: _with_draft(image, complete=cookie), Op.DRAFT)
             return self._seal(image_id, row)
@@ -152,7 +151,7 @@ class Seals:
             self._require_pend(image_id, packs)
             self._maps.put_rows(row.map_id, rows)
             self._packs.finished(packs)
-            self._checkpoints.put(image_id, replace(row, next_offset=next_offset))
+            self._checkpoints.put(image_id, row._replace(next_offset=next_offset))
 
     def commit(self, commit: SealCommit) -> Image:
         """T3: the map, references, pend to live, the record active, the checkpoint gone; the log row.
@@ -207,7 +206,7 @@ class Seals:
             data: dict[str, Any] = {
                 "virtual_size": info.size,
                 "allocated": self._maps.allocated(map_id) if info.kind == 0 else info.size,
-                "layout": recode.LAYOUTS[info.kind],
+                "layout": LAYOUTS[info.kind],
             }
             if twins:
                 data = {name: getattr(twins[0], name) for name in (*_DATA_FIELDS, "disk_format")}

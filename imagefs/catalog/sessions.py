@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import schema
@@ -14,8 +14,7 @@ from imagefs.catalog.env import Environment, Txn
 from imagefs.errors import NotFound
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
+class SessionRow(NamedTuple):
     """One mount, REST server or command."""
 
     id: UUID

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import records, schema
@@ -30,8 +31,7 @@ _KEPT = (
 """Fields that the image takes from a sibling where they were set on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sibling:
+class Sibling(NamedTuple):
     """One temporary file."""
 
     name: bytes

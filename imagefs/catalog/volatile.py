@@ -11,9 +11,9 @@ deleted, nothing is counted, so a RELEASE that comes twice does no harm.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
+from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import schema
@@ -24,8 +24,7 @@ from imagefs.catalog.env import Txn
 _ROW = Struct(">QIIBI")
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+class Open(NamedTuple):
     """One open file handle."""
 
     connection: UUID

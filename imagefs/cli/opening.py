@@ -10,13 +10,12 @@ from pathlib import Path
 from uuid import UUID
 
 import click
-from click.shell_completion import CompletionItem
 
 from imagefs.catalog import Query
 from imagefs.cli.settings import Settings
 from imagefs.config import Config
 from imagefs.errors import Ambiguous, BackendFailed, ImagefsError, InvalidValue, NoSpace, NotFound
-from imagefs.images.gc import Collector
+from imagefs.images.reaping import reap
 from imagefs.images.repository import Repository
 from imagefs.types import Image
 
@@ -37,7 +36,7 @@ def opened(settings: Settings) -> Iterator[Repository]:
     repo = Repository.open(settings.path, settings.config, "cli")
     try:
         # What killed processes had open counts as open until somebody looks.
-        Collector(repo).reap()
+        reap(repo)
         yield repo
     finally:
         # What this command changed survives the loss of the catalog as soon as it has ended. On a full disk it
@@ -84,7 +83,7 @@ def every_image(repo: Repository, conditions: Query) -> list[Image]:
     return repo.catalog.images.query(replace(conditions, limit=EVERY))
 
 
-def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """For shell completion: entries of by-name/, and ids of images without one, that begin like the word."""
     root = ctx.find_root()
     settings = Settings(root.params.get("repo"), root.params.get("config"))
@@ -93,7 +92,7 @@ def complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) 
             names = {entry_of(image) or str(image.id) for image in every_image(repo, Query())}
     except (ImagefsError, OSError):  # a shell that is completing has nowhere to show an error
         return []
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+    return [name for name in sorted(names) if name.startswith(incomplete)]
 
 
 def image_properties(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -6,9 +6,6 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -16,6 +13,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: 
     if not sys.stdout.isatty():
         _print_plain(header, [[_printable(cell) for cell in row] for row in rows], right)
         return
+    # Imported here: 20 ms that a command whose output is read by a program does not spend.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         table.add_column(name, justify="right" if name in right else "left", overflow="fold")

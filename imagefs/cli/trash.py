@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import click
-from click.shell_completion import CompletionItem
 
 from imagefs.cli.opening import entry_of, opened
 from imagefs.cli.output import json_option, print_json, say, size_text, time_text
@@ -22,7 +21,7 @@ def trash_of(repo: Repository) -> Trash:
     return Trash(repo, repo.config.retention_seconds)
 
 
-def complete_deleted(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_deleted(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """For shell completion: names, and ids of images without one, that begin like the word."""
     root = ctx.find_root()
     try:
@@ -30,7 +29,7 @@ def complete_deleted(ctx: click.Context, param: click.Parameter, incomplete: str
             names = {one.image.name or str(one.image.id) for one in trash_of(repo).deleted()}
     except (ImagefsError, OSError):  # a shell that is completing has nowhere to show an error
         return []
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+    return [name for name in sorted(names) if name.startswith(incomplete)]
 
 
 @click.command("undelete")

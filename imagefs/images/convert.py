@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from imagefs.blocks import recode
+from imagefs.blocks.superblock import RECODE
 from imagefs.errors import BackendFailed, Busy, Damaged, NoSpace, NotConvertible, PacksGone, SealCancelled
 from imagefs.images.estimate import Estimate, Estimator, staying
 from imagefs.images.features import require_feature
@@ -26,7 +27,7 @@ from imagefs.images.listing import with_root
 from imagefs.images.recoding import Recoding, Stored
 from imagefs.images.repository import Repository
 from imagefs.images.session import Session
-from imagefs.types import Image, Status
+from imagefs.types import LAYOUTS, Image, Status
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Converter:
                 work = Recoding(self._repo, session.id, image, inside, self._pace(session, progress), nice=self._nice)
                 stored = work.store(staying(self._repo, self._same(image)))
                 self._verify(work, stored, image, progress, session)
-                require_feature(self._repo, recode.FEATURE)
+                require_feature(self._repo, RECODE)
                 images = work.commit(stored, self._same(image))
             except PacksGone as error:
                 log.info("image %s is converted once more: %s", image.id, error)
@@ -150,10 +151,10 @@ class Converter:
 
     def _twin(self, image: Image) -> Image | None:
         """An image of the same bytes that is converted already."""
-        if image.layout != recode.LAYOUTS[0]:
+        if image.layout != LAYOUTS[0]:
             return None
         twins = with_root(self._repo.catalog, image)
-        return next((twin for twin in twins if twin.layout == recode.LAYOUTS[recode.KIND]), None)
+        return next((twin for twin in twins if twin.layout == LAYOUTS[recode.KIND]), None)
 
     def _adopt(self, image: Image, twin: Image) -> Converted:
         others = self._same(image) - {twin.map_id}
@@ -171,7 +172,7 @@ class Converter:
     # ------------------------------------------------------------------------------------------------
 
     def _inside(self, image: Image) -> Inside:
-        if image.layout != recode.LAYOUTS[0]:
+        if image.layout != LAYOUTS[0]:
             raise NotConvertible(f"Image {image.id} is converted already.")
         if image.status not in _STATES or image.root is None:
             raise NotConvertible(f"Image {image.id} is {image.status}: it has no sealed data to convert.")

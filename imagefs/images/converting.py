@@ -9,13 +9,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
-from imagefs.blocks import recode
 from imagefs.errors import Busy, ImagefsError, NotConvertible, NotFound, SealCancelled
 from imagefs.images.convert import Converter
 from imagefs.images.listing import with_status
 from imagefs.images.rate import TokenBucket
 from imagefs.images.repository import Repository
-from imagefs.types import Image, Status
+from imagefs.types import LAYOUTS, Image, Status
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ class BackgroundConversions:
     def consider(self, image: Image) -> None:
         """Queues an image if it may be worth it."""
         known = image.status == Status.ACTIVE and image.os_hash_value is not None
-        if not known or image.layout != recode.LAYOUTS[0] or image.disk_format not in FORMATS or not self._ratio:
+        if not known or image.layout != LAYOUTS[0] or image.disk_format not in FORMATS or not self._ratio:
             return
         now = time.monotonic()
         with self._lock:

@@ -18,8 +18,8 @@ from imagefs.catalog import PackRow
 from imagefs.errors import BackendFailed, NoSpace, NotFound
 from imagefs.images.bases import drop_ended
 from imagefs.images.listing import with_status
+from imagefs.images.reaping import reap
 from imagefs.images.repository import Repository
-from imagefs.images.session import is_dead, lock_path
 from imagefs.images.trash import Due, Freed, Trash
 from imagefs.types import Status
 
@@ -139,7 +139,7 @@ class Collector:
         """Plans and executes until nothing is left that could be done; waits up to `wait_s` for other
         processes to acknowledge what was deleted just now."""
         total = Collected()
-        self.reap()
+        reap(self._repo)
         deadline = time.monotonic() + wait_s
         while True:
             lagging = self._lagging()
@@ -157,18 +157,3 @@ class Collector:
         """Whether a live session has still to acknowledge what is done by now."""
         now = self._repo.catalog.generation()
         return any(row.ack < now for row in self._repo.catalog.sessions.list())
-
-    def reap(self) -> list[UUID]:
-        """Ends sessions whose lock nobody holds, with their open files; returns them."""
-        repo = self._repo
-        dead = [
-            row.id
-            for row in repo.catalog.sessions.list()
-            if row.id != repo.session.id and is_dead(repo.path / "sessions", row.id)
-        ]
-        for session in dead:
-            repo.catalog.sessions.reap(session)
-            repo.opens.drop(session)
-            repo.catalog.slots.drop(session)
-            lock_path(repo.path / "sessions", session).unlink(missing_ok=True)
-        return dead

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from imagefs.blocks import frames, manifest, maprows
@@ -125,7 +125,7 @@ class Healer:
             return
         if row.kind == PackKind.PACK:
             needed = {block // FRAME_BLOCKS for block in use.blocks}
-            damage = replace(damage, frames=tuple(one for one in damage.frames if one in needed))
+            damage = damage._replace(frames=tuple(one for one in damage.frames if one in needed))
         scrubs.found(damage)
         done.left.append(damage)
 

@@ -136,7 +136,7 @@ class Janitor:
             os.close(fd)
             return False
         self._lock_fd = fd
-        recovery.recover(self._repo, self._collector)
+        recovery.recover(self._repo)
         self._look_at_all()
         for image in with_status(self._repo.catalog, Status.ACTIVE):
             self._hash_later(image)

@@ -22,7 +22,7 @@ from imagefs.images.ingest import WINDOW, Ingest
 from imagefs.images.inside import Inside, lower
 from imagefs.images.recode import RecodedFile, Remaker
 from imagefs.images.repository import Repository
-from imagefs.types import BLOCK, ZERO_PACK, Extent, Image
+from imagefs.types import BLOCK, LAYOUTS, ZERO_PACK, Extent, Image
 
 Rows = list[tuple[int, bytes]]
 
@@ -139,7 +139,7 @@ class Recoding:
         """Puts the manifest and swaps the maps. PacksGone, SealCancelled: nothing is changed."""
         catalog = self.repo.catalog
         uuid, number = catalog.conversions.begin(self.session)
-        layout = recode.LAYOUTS[recode.KIND]
+        layout = LAYOUTS[recode.KIND]
         record = replace(self.image, map_uuid=uuid, layout=layout)
         names = self._names(stored.rows)
         body = manifest.encode(dumps(record), names, stored.rows, self.image.root or "", recode.KIND)

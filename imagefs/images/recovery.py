@@ -10,8 +10,8 @@ from uuid import UUID
 from imagefs.errors import NotFound, Sealed
 from imagefs.images import streamed
 from imagefs.images.bases import drop_ended
-from imagefs.images.gc import Collector
 from imagefs.images.listing import with_status
+from imagefs.images.reaping import reap
 from imagefs.images.repository import Repository
 from imagefs.types import Image, Status
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 INTERRUPTED = "the mount ended while it was being written"
 
 
-def recover(repo: Repository, collector: Collector) -> None:
+def recover(repo: Repository) -> None:
     """Reaps dead sessions, blocks drafts that lost their writers, removes stray files. Safe to repeat."""
-    for session in collector.reap():
+    for session in reap(repo):
         log.info("session %s had died", session)
     live = {row.id for row in repo.catalog.sessions.list()}
     for connection in repo.opens.connections() - live:

@@ -16,8 +16,7 @@ from imagefs.catalog import Damage, Op, PackDone, PackKind, PackRow, PackState
 from imagefs.catalog.repairs import REPAIRS as CATALOG_REPAIRS
 from imagefs.catalog.rules import Finding
 from imagefs.errors import Busy, Damaged, NewerVersion, NotFound
-from imagefs.images import fsck
-from imagefs.images.gc import Collector
+from imagefs.images import fsck, reaping
 from imagefs.images.heal import Healer
 from imagefs.images.repository import Repository
 from imagefs.images.scrub import Scrub
@@ -173,7 +172,7 @@ def drop_drafts(repo: Repository, ids: Iterable[str]) -> Iterator[str]:
 def reap(repo: Repository, ids: Iterable[str]) -> Iterator[str]:
     """Sessions that are dead, and were sealing."""
     if any(ids):
-        for session in Collector(repo).reap():
+        for session in reaping.reap(repo):
             yield f"ended session {session}, which was dead"
 
 

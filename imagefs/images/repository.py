@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import threading
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from imagefs.blocks import superblock as superblocks
 from imagefs.blocks.dedup import sample
 from imagefs.blocks.digest import Digests
-from imagefs.blocks.packs import read_footer
 from imagefs.blocks.superblock import Superblock
 from imagefs.catalog import Catalog, DedupIndex, OpenTable, PackDone, PackKind, PackState
 from imagefs.config import Config
@@ -27,11 +28,13 @@ from imagefs.errors import CatalogBehind, Damaged, Exists, NoSpace, NotAReposito
 from imagefs.images.holding import PackHolds
 from imagefs.images.logs import EPOCH, LogFlusher
 from imagefs.images.materialised import Materialised
-from imagefs.images.reader import BlockReader
 from imagefs.images.session import Session, boot_id
 from imagefs.images.space import SpaceGuard
 from imagefs.images.staging import Staging, sync
 from imagefs.stores import FileStore
+
+if TYPE_CHECKING:
+    from imagefs.images.reader import BlockReader
 
 DIRECTORIES = ("staging", "sessions", "locks", "run", "store", "cache")
 
@@ -51,11 +54,12 @@ class Repository:
         self.space = SpaceGuard(path, self.staging, self.materialised)
         self.catalog = Catalog.open(path / "catalog")
         self.logs = LogFlusher(superblock.repo, self.catalog, self.store, path / "locks" / "log")
-        self.reader = BlockReader(self.catalog, self.store, config.frame_cache_bytes)
-        self.opens = OpenTable(path / "volatile", self.boot)
-        self.index = DedupIndex(path / "index", self.boot)
         self.holds = PackHolds(self.catalog)
         self.session: Session
+        self._opening = threading.Lock()
+        """One thread opens `_opens` or `_index`; nothing is taken under it but what opening them takes."""
+        self._opens: OpenTable | None = None
+        self._index: DedupIndex | None = None
 
     @classmethod
     def create(cls, path: Path, config: Config) -> None:
@@ -68,7 +72,7 @@ class Repository:
         if not there <= {*DIRECTORIES, "catalog", f"{superblocks.OBJECT_NAME}.tmp"}:
             raise Exists(f"{path} is not empty: it cannot become a repository.")
         for name in there:
-            (path / name).unlink() if (path / name).is_file() else shutil.rmtree(path / name)
+            _clear(path / name)
         for name in DIRECTORIES:
             (path / name).mkdir(mode=0o700)
         superblock = Superblock.new(uuid4(), sampling=config.sampling)
@@ -125,10 +129,39 @@ class Repository:
         self._close_files()
 
     def _close_files(self) -> None:
-        self.index.close()
-        self.opens.close()
+        for environment in (self._index, self._opens):
+            if environment is not None:
+                environment.close()
         self.catalog.close()
         self.store.close()
+
+    # -- what many commands do not need: opened when it is first used ------------------------------
+
+    @cached_property
+    def reader(self) -> BlockReader:
+        """Reads sealed data."""
+        # Imported here: codecs and thread pools are 8 ms that a command which reads no data does not spend.
+        from imagefs.images.reader import BlockReader  # noqa: PLC0415
+
+        return BlockReader(self.catalog, self.store, self.config.frame_cache_bytes)
+
+    @property
+    def opens(self) -> OpenTable:
+        """Who has which file open. Opening it and ending it are three fsyncs, as for the index."""
+        if self._opens is None:
+            with self._opening:
+                if self._opens is None:
+                    self._opens = OpenTable(self.path / "volatile", self.boot)
+        return self._opens
+
+    @property
+    def index(self) -> DedupIndex:
+        """Where the stored blocks are."""
+        if self._index is None:
+            with self._opening:
+                if self._index is None:
+                    self._index = DedupIndex(self.path / "index", self.boot)
+        return self._index
 
     # -- dedup index -------------------------------------------------------------------------------
 
@@ -138,6 +171,9 @@ class Repository:
             row = self.catalog.packs.get(pack)
             if row.state != PackState.LIVE or self.catalog.scrubs.get(pack) is not None:
                 return None
+            # Imported here, like the reader.
+            from imagefs.blocks.packs import read_footer  # noqa: PLC0415
+
             return read_footer(self.store, row.name16).digests
         except (NotFound, Damaged):
             return None
@@ -170,3 +206,11 @@ class Repository:
                 if digests is not None:
                     self.index_packs([(PackDone(no=row.no), digests)])
         self.index.mark_built()
+
+
+def _clear(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it."""
+    # Imported here: 3 ms that only `init` spends.
+    from shutil import rmtree  # noqa: PLC0415
+
+    path.unlink() if path.is_file() else rmtree(path)

@@ -7,23 +7,24 @@ the daemon, and what was fsynced survives power loss, without any help from imag
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from imagefs.errors import Busy, NotSupported
 from imagefs.types import Cookie
 
+if TYPE_CHECKING:
+    from ctypes import CDLL
+
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 """Modes of fallocate(2), from linux/falloc.h."""
 MODES = (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -111,19 +112,38 @@ def data_ranges(fd: int, start: int, size: int) -> Iterator[tuple[int, int]]:
         start = hole
 
 
+@cache
+def _libc() -> CDLL:
+    """The C library; what it refuses is an OSError."""
+    # Imported here: 2 ms that a command which writes no draft does not spend.
+    import ctypes  # noqa: PLC0415
+
+    def checked(result: Any, *_: object) -> Any:
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    for call in (libc.fallocate, libc.sync_file_range):
+        call.errcheck = checked
+    return libc
+
+
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2), which the standard library lacks; NotSupported for modes that would move data."""
     if mode not in MODES:
         raise NotSupported(f"fallocate mode {mode:#x} is not possible here.")
-    if _libc.fallocate(fd, mode, offset, length) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    _libc().fallocate(fd, mode, offset, length)
 
 
 def start_writeback(fd: int) -> None:
     """Has the kernel begin to write the file's dirty pages, without waiting: the fdatasync before sealing
     finds little left to do. Only a hint, so what it answers does not matter."""
-    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+    with contextlib.suppress(OSError):
+        _libc().sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync(path: Path) -> None:

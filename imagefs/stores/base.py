@@ -8,8 +8,7 @@ once, and by several processes that have a store of the same place open.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from imagefs.errors import InvalidValue
 
@@ -29,8 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]
 _PREFIX = re.compile(r"[A-Za-z0-9._/-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """Bytes that a store can hold in all, and that it can still take."""
 
     total: int

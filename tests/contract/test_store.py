@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from imagefs.errors import Exists, InvalidValue, NotFound
-from imagefs.stores import FaultyStore, FileStore, MemoryStore, Store
+from imagefs.stores import FileStore, MemoryStore, Store
+from imagefs.stores.faults import FaultyStore
 
 PACK = "packs/ab/ab00112233445566778899aabbccddee"
 MANIFEST = "maps/8b0e1a52-6f0c-4e0e-9b87-0f2a4f6f6d11"

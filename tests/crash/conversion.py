@@ -62,7 +62,7 @@ def collect(repo: Repository) -> None:
 def examine(path: Path) -> None:
     """Recovers; the images have their bytes, nothing is left over, and the conversion can be made (again)."""
     repo = Repository.open(path, CONFIG, "cli")
-    recovery.recover(repo, Collector(repo, retention_s=0))
+    recovery.recover(repo)
     same_bytes(repo)
     sound(repo)
     image = repo.catalog.images.get(repo.catalog.images.named("compressed")[0])

@@ -33,7 +33,7 @@ def examine(path: Path, models: list[Model], *, power: bool) -> None:
         another_boot()
     work = Work(path)
     try:
-        recovery.recover(work.repo, work.collector)
+        recovery.recover(work.repo)
         _compare(work, models, power=power)
         work.collect()
         _require_clean(work)

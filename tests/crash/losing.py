@@ -41,7 +41,7 @@ def lose(path: Path, models: list[Model]) -> None:
             contents = [model[image_id].content for model in models if image_id in model]
             if image.sealed and image.status == Status.ACTIVE and None not in contents:
                 assert not contents or _content(work, image) in contents, f"image {image_id} has other bytes"
-        recovery.recover(work.repo, work.collector)
+        recovery.recover(work.repo)
         work.collect()
         findings = fsck.check(work.repo)
         assert not findings, findings[:4]

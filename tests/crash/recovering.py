@@ -22,6 +22,7 @@ from imagefs.images import fsck
 from imagefs.images.backup import backup, restore
 from imagefs.images.heal import Healer
 from imagefs.images.logs import live
+from imagefs.images.reaping import reap
 from imagefs.images.rebuild import rebuild
 from imagefs.images.scrub import Scrub
 from tests.content import KIB, noise
@@ -88,7 +89,7 @@ def look(path: Path, what: str, *, power: bool) -> None:
         another_boot()
     if what == "heal":
         with opened(path, SMALL) as it:
-            it.collector.reap()
+            reap(it.repo)
             _require_no_wrong_bytes(it)
             it.collect()
             _require_no_wrong_bytes(it)
@@ -99,7 +100,7 @@ def look(path: Path, what: str, *, power: bool) -> None:
             _require_everything(it)
         do(path, what)
     with opened(path, SMALL) as it:
-        it.collector.reap()
+        reap(it.repo)
         _require_everything(it)
         it.collect()
         assert not fsck.check(it.repo)

@@ -13,7 +13,7 @@ import pytest
 
 from imagefs.errors import BackendFailed, NoSpace
 from imagefs.images import checkpointing, fsck, recovery, sealing
-from imagefs.stores import Fault, Kind
+from imagefs.stores.faults import Fault, Kind
 from imagefs.types import Status
 from tests.content import KIB, noise
 from tests.crash.crashes import ROOT
@@ -119,7 +119,7 @@ def test_death_in_a_put_that_is_not_atomic(repo_dir: Path, prefix: str, nth: int
     died = subprocess.run(command, cwd=ROOT, timeout=60, check=False)
     assert died.returncode == END
     with opened(repo_dir, replace(CONFIG, pack_blocks=32)) as it:
-        recovery.recover(it.repo, it.collector)
+        recovery.recover(it.repo)
         assert it.read(new) == NEW
         assert it.read(old.id) == OLD
         require_sealed_and_clean(it, new)

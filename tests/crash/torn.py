@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from imagefs.stores import Fault, Kind, Step
+from imagefs.stores.faults import Fault, Kind, Step
 from imagefs.types import BLOCK
 from tests.crash.steps import END
 from tests.crash.workload import PACK, make_small

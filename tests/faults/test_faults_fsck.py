@@ -47,7 +47,7 @@ def test_a_draft_whose_sealer_is_dead(it: Opened) -> None:
     assert not found(it), "it is being sealed"
     os.close(dead._lock_fd)
     assert found(it) == [("sealers_live", str(draft_of(it)))]
-    recovery.recover(it.repo, it.collector)
+    recovery.recover(it.repo)
     it.collect()
     assert not found(it)
     it.images.seal(draft_of(it))
@@ -90,7 +90,7 @@ def test_what_a_seal_left_behind_is_no_finding(it: Opened) -> None:
     names = it.repo.catalog.packs.reserve(draft_of(it))
     it.inner.put(f"packs/{names[0][1].hex()[:2]}/{names[0][1].hex()}", b"half done")
     os.close(dead._lock_fd)
-    recovery.recover(it.repo, it.collector)
+    recovery.recover(it.repo)
     it.images.seal(draft_of(it))
     assert not found(it)
     it.collect()

@@ -13,7 +13,7 @@ import pytest
 
 from imagefs.errors import BackendFailed, BackendTimeout, Damaged
 from imagefs.images import fsck
-from imagefs.stores import Fault, Kind
+from imagefs.stores.faults import Fault, Kind
 from imagefs.types import FRAME
 from tests.content import KIB, noise
 from tests.repositories import CONFIG, USER, Opened, opened

@@ -22,7 +22,7 @@ from imagefs.images.arming import blocked_reason, seal_due
 from imagefs.images.gc import Collector
 from imagefs.images.janitor import Janitor
 from imagefs.images.service import Images
-from imagefs.stores import Fault, Kind
+from imagefs.stores.faults import Fault, Kind
 from imagefs.types import BLOCK, Status
 from tests.content import KIB, noise
 from tests.repositories import USER, Opened, opened

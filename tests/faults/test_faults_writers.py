@@ -120,12 +120,12 @@ def test_a_mount_that_ended_while_it_was_written_disarms(repo_dir: Path) -> None
     with opened(repo_dir) as it:
         image, handle = begin(it)
         handle.pwrite(0, memoryview(CONTENT))
-        recovery.recover(it.repo, it.collector)
+        recovery.recover(it.repo)
         assert it.images.get(image.id).draft == image.draft, "it is still being written"
         # A mount that is gone: its kernel closed nothing, and its session is dead.
         it.repo.opens.drop(it.repo.session.id)
         it.images.update_draft(image.id, lambda draft: replace(draft, writer=uuid4()))
-        recovery.recover(it.repo, it.collector)
+        recovery.recover(it.repo)
         assert "ended while" in (state(it, image)[0] or "")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from imagefs.errors import BackendFailed, BackendTimeout, Exists, NoSpace, NotFound
-from imagefs.stores import Fault, FaultyStore, FileStore, Kind, MemoryStore, Plan, Space, Step
+from imagefs.stores import FileStore, MemoryStore, Space
+from imagefs.stores.faults import Fault, FaultyStore, Kind, Plan, Step
 
 NAME = "packs/ab/ab00112233445566778899aabbccddee"
 

@@ -402,7 +402,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def _start(self) -> None:
         self.it = Opened(Path(self.directory) / "repository", replace(CONFIG, pack_blocks=16))
         self.tail = LogTail(self.it.repo, self.it.files, ())
-        recovery.recover(self.it.repo, self.it.collector)
+        recovery.recover(self.it.repo)
         for image_id in self._in(Status.PENDING_DELETE):
             assert self.it.images.get(image_id).status == Status.PENDING_DELETE
         self._require_sound()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -84,7 +83,7 @@ def test_a_map_that_is_gone(catalog: Catalog, mover: UUID) -> None:
     acknowledge(catalog)
     assert catalog.seals.finalise(image.id)
     assert not catalog.moves.commit(mover, move, [done(new)])
-    assert not catalog.moves.commit(mover, replace(move, old=[], new=[]), [done(new)])
+    assert not catalog.moves.commit(mover, move._replace(old=[], new=[]), [done(new)])
 
 
 @pytest.mark.parametrize("why", ["foreign", "not put", "doomed", "forgotten"])

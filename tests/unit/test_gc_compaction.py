@@ -21,7 +21,7 @@ from imagefs.images.rate import TokenBucket
 from imagefs.images.rebuild import Rebuild
 from imagefs.images.relay import reading
 from imagefs.images.rewrite import Mover
-from imagefs.stores import Fault, Kind
+from imagefs.stores.faults import Fault, Kind
 from imagefs.types import BLOCK, FRAME, Image
 from tests.content import noise
 from tests.mounted import wait_until

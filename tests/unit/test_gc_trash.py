@@ -342,6 +342,6 @@ def test_the_shell_completes_what_can_be_brought_back(run: Run, tmp_path: Path, 
     ctx = click.Context(cli)
     ctx.params = {"repo": repo_dir, "config": None}
     (argument,) = (one for one in undelete_command.params if one.name == "images")
-    assert [item.value for item in complete_deleted(ctx, argument, "deb")] == ["debian 12"]
+    assert complete_deleted(ctx, argument, "deb") == ["debian 12"]
     ctx.params = {"repo": tmp_path / "nowhere", "config": None}
     assert complete_deleted(ctx, argument, "") == []

@@ -372,7 +372,7 @@ def test_an_older_imagefs_refuses(work: Opened, monkeypatch: pytest.MonkeyPatch)
     image = stored(work, "compressed", QCOW2)
     assert features() == ()
     convert(work, image)
-    assert features() == (recode.FEATURE,)
+    assert features() == (superblock.RECODE,)
     assert work.repo.store.get("imagefs.json") == (work.repo.path / "imagefs.json").read_bytes()
     monkeypatch.setattr(superblock, "FEATURES", frozenset())
     with pytest.raises(UnknownFeature, match="recode"):

@@ -18,7 +18,7 @@ from imagefs.blocks.digest import Digests
 from imagefs.errors import BackendFailed, Busy, Mismatch, NoSpace, NotFound, SealBlocked, SealCancelled
 from imagefs.images import checkpointing, fsck, packing
 from imagefs.images.upload import Upload
-from imagefs.stores import Fault, Kind
+from imagefs.stores.faults import Fault, Kind
 from imagefs.types import BLOCK, Status
 from tests.content import KIB, MIB, noise
 from tests.repositories import CONFIG, USER, Opened, opened
