@@ -32,6 +32,7 @@ from imagefs.fuse.kernel.protocol import Init
 from imagefs.fuse.kernel.transport import KernelTransport
 from imagefs.fuse.supervisor import EXIT_DRAINED, EXIT_HOPELESS, READY
 from imagefs.images.janitor import Janitor
+from imagefs.images.materialising import Materialiser
 from imagefs.images.opens import OpenFiles
 from imagefs.images.repository import Repository
 from imagefs.images.service import Images
@@ -123,12 +124,14 @@ class Worker:
         self._config = config
         self.repo = Repository.open(path, config, "mount", session=mount.session, lock_fd=mount.lock_fd)
         images = Images(self.repo)
+        self._materialiser = Materialiser(self.repo)
         passes = mount.transport is Transport.KERNEL and Init.PASSTHROUGH in Init(mount.init_flags)
         self._files = OpenFiles(
             images,
             mount.session,
             seal_on_close=config.seal is SealMode.CLOSE,
             backing=Passthrough(mount.device_fd) if passes else None,
+            slow=self._materialiser.opened,
         )
         uid = os.getuid() if config.uid is None else config.uid
         gid = os.getgid() if config.gid is None else config.gid
@@ -173,6 +176,7 @@ class Worker:
         try:
             yield
         finally:
+            self._materialiser.close()
             self._janitor.stop()
             self._tail.stop()
 

@@ -37,9 +37,16 @@ class Materialised:
         """One eviction at a time in this process; others may evict too, which does no harm."""
         directory.mkdir(mode=0o700, exist_ok=True)
 
-    def adopt(self, path: Path, image: Image) -> bool:
-        """Makes a file with the image's sealed and synced bytes its plain file; False: it is not wanted."""
-        if image.map_uuid is None or (image.size or 0) < LEAST or self._limit == 0:
+    def has_place(self, size: int) -> bool:
+        """Whether a file of so many bytes could stay."""
+        return size <= self._most()
+
+    def adopt(self, path: Path, image: Image, least: int | None = None) -> bool:
+        """Makes a file with the image's sealed and synced bytes its plain file; False: it is not wanted.
+
+        `least`: bytes of the smallest image that gets one; None: LEAST.
+        """
+        if image.map_uuid is None or (image.size or 0) < (LEAST if least is None else least) or self._limit == 0:
             return False
         try:
             os.utime(path, ns=(time.time_ns(), _mark(image.map_uuid)))

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
@@ -162,13 +163,16 @@ class OpenFiles:
     """The open files of one connection. `_lock` guards the dicts only and is never held over anything."""
 
     def __init__(
-        self, images: Images, connection: UUID, *, seal_on_close: bool = False, backing: Backing | None = None
-    ) -> None:
+        self, images: Images, connection: UUID, *, seal_on_close: bool = False, backing: Backing | None = None,
+        slow: Callable[[Image], None] = lambda image: None,
+    ) -> None:  # fmt: skip
+        """`slow` is told of each sealed image without a plain file that is opened, and returns at once."""
         self._images = images
         self._repo = images.repo
         self.connection = connection
         self.seal_on_close = seal_on_close
         self._backing = backing
+        self._slow = slow
         self._lock = threading.Lock()
         self._nodes: dict[int, Node] = {}
         self._handles: dict[int, Handle] = {}
@@ -348,7 +352,10 @@ class OpenFiles:
             return DraftFile(self._repo, image.id, image.draft, lambda change: self._record_draft(ino, change))
         if image.sealed:
             fd = self._repo.materialised.open(image)
-            return SealedFile(self._repo, image) if fd is None else MaterialisedFile(self._repo, image, fd)
+            if fd is not None:
+                return MaterialisedFile(self._repo, image, fd)
+            self._slow(image)
+            return SealedFile(self._repo, image)
         return EmptyFile(image.id)
 
     def _begin_writing(self, node: Node, image: Image, *, fresh: bool) -> Image:

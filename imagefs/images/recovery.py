@@ -11,6 +11,7 @@ from imagefs.errors import NotFound, Sealed
 from imagefs.images import streamed
 from imagefs.images.bases import drop_ended
 from imagefs.images.listing import with_status
+from imagefs.images.materialising import remove_half_made
 from imagefs.images.reaping import reap
 from imagefs.images.repository import Repository
 from imagefs.types import Image, Status
@@ -32,6 +33,7 @@ def recover(repo: Repository) -> None:
         if draft is not None and draft.released_ns is None and draft.writer not in live:
             streamed.end(repo, image.id, draft.gen) if draft.streamed else _block(repo, image)
     remove_stray_staging(repo)
+    remove_half_made(repo.staging.directory)
     repo.store.purge()
     if repo.index.fresh:
         repo.rebuild_index()

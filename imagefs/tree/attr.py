@@ -119,6 +119,9 @@ def of_data(attrs: Attrs, staging: os.stat_result | None) -> Attr:
         attr.size = attrs.size
         attr.blocks = attrs.allocated // 512
         attr.valid, attr.keep = LONG, True
+    elif not attrs.has_draft:
+        # Nothing changes it but the catalog, which is told of. A second `ls -l` asked again for each of 100,000.
+        attr.valid = LONG
     return attr
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.images import materialising
 from tests import compressed
 from tests.disks import Disk, boot
 from tests.mounted import Mounted, ok, wait_until
@@ -34,6 +35,28 @@ def test_a_mount_converts_by_itself(kernel_mount: Mounted) -> None:
     assert shown["layout"] == "recode"
     assert shown["layout_saves_bytes"] > len(content) * 0.8
     assert "recode" in mount.command("show", source.name)
+
+
+def test_reading_makes_it_whole(kernel_mount: Mounted) -> None:
+    mount = kernel_mount
+    source = mount.outside / "whole.qcow2"
+    source.write_bytes(compressed.qcow2(compressed.disk(8, 33)))
+    assert source.stat().st_size > materialising.LEAST
+    ok("cp", source, mount.by_name)
+    image = mount.by_name / source.name
+    mount.wait_status(image)
+    wait_until(lambda: mount.attribute(image, "user.image.os_hash_value") is not None, 30, "the hashes")
+    mount.command("convert", source.name, "--ratio", "2")
+    assert mount.attribute(image, "user.imagefs.layout") == "recode"
+    cache = mount.repo / "cache"
+    assert list(cache.iterdir()) == []
+    mount.remount()  # so that no request is left over
+    with image.open("rb") as reader:
+        assert reader.read(100) == source.read_bytes()[:100]
+        wait_until(lambda: list(cache.iterdir()), 60, "the plain file")
+        ok("cmp", source, image)
+    assert [path.read_bytes() for path in cache.iterdir()] == [source.read_bytes()]
+    ok("cmp", source, image)
 
 
 def test_convert_now(kernel_mount: Mounted) -> None:

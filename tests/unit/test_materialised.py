@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from imagefs.images import materialised
+from imagefs.images import materialised, materialising
 from imagefs.images.materialised import Materialised
 from imagefs.types import Image, Status
 
@@ -151,3 +151,15 @@ def test_files_of_maps_that_are_gone(files: Materialised, adopted: Callable[...,
     files.keep(wanted)
     assert sorted(asked) == sorted(image.map_uuid for image in (kept, gone) if image.map_uuid)
     assert os.listdir(tmp_path / "cache") == [str(kept.map_uuid)]
+
+
+def test_what_dead_processes_were_making(tmp_path: Path) -> None:
+    (tmp_path / f"{uuid4()}.plain").touch()
+    (tmp_path / f"{uuid4()}.1").touch()
+    materialising.remove_half_made(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".1"]
+
+
+def test_a_place_for_it(files: Materialised) -> None:
+    assert files.has_place(3 * SIZE)
+    assert not files.has_place(3 * SIZE + 1)
