@@ -7,6 +7,7 @@ open goes on as it is; who opens it next reads the plain file.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import threading
@@ -83,6 +84,7 @@ def materialise(repo: Repository, image_id: UUID, cancelled: Callable[[], bool])
     except FileExistsError:
         return False  # another process is about it
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # says that somebody is about it
         if not _filled(fd, SealedFile(repo, image), cancelled):
             return False
         os.fdatasync(fd)
@@ -96,7 +98,9 @@ def materialise(repo: Repository, image_id: UUID, cancelled: Callable[[], bool])
 def remove_half_made(directory: Path) -> None:
     """Removes what dead processes were making in the directory of staging files."""
     for path in directory.glob(f"*{SUFFIX}"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _filled(fd: int, source: SealedFile, cancelled: Callable[[], bool]) -> bool:

@@ -323,7 +323,9 @@ class TreeMachine(RuleBasedStateMachine):
         """Drawn from all names, this would be too rare to be seen in every run."""
         named = self.pick(other)
         if named is not None and named.entry is not None:
-            self.name(number, self.tree.get(named.directory, "user.image.name"))
+            name = self.tree.get(named.directory, "user.image.name")
+            if name == named.entry:  # spelled as it is
+                self.name(number, name)
 
     @rule(number=PICK, name=TEMPORARY, content=CONTENTS)
     def write_sibling(self, number: int, name: str, content: bytes) -> None:

@@ -129,6 +129,9 @@ class World:
     def __init__(self, path: Path) -> None:
         Repository.create(path, NOW)
         self.repo = Repository.open(path, NOW, "cli")
+        # Before the copies of it that stand for processes: a process opens an LMDB environment once.
+        assert self.repo.opens
+        assert self.repo.index
         # Not its own session: it would have to acknowledge everything.
         self.repo.session.close()
         self.repo.store.close()

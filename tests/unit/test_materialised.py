@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -156,8 +157,12 @@ def test_files_of_maps_that_are_gone(files: Materialised, adopted: Callable[...,
 def test_what_dead_processes_were_making(tmp_path: Path) -> None:
     (tmp_path / f"{uuid4()}.plain").touch()
     (tmp_path / f"{uuid4()}.1").touch()
-    materialising.remove_half_made(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".1"]
+    going_on = tmp_path / f"{uuid4()}.plain"
+    with going_on.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        materialising.remove_half_made(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".1", ".plain"]
+    assert going_on.exists()
 
 
 def test_a_place_for_it(files: Materialised) -> None:
