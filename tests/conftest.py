@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ import pytest
 from imagefs.stores import MemoryStore
 
 os.environ.setdefault("IMAGEFS_CONFIG", str(Path(__file__).with_name("imagefs.toml")))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A script's background: what the tests start would ignore it too, and some of that is to die of it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "dev", max_examples=60, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

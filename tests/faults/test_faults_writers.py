@@ -33,9 +33,7 @@ def it(repo_dir: Path) -> Iterator[Opened]:
 @pytest.fixture
 def writer() -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the status that it is told, and then stays as it was in its last moment."""
-    # Who runs the tests in a script's background has had it ignore SIGINT.
-    command = ["env", "--default-signal=INT", "sh", "-c", "read status; exit $status"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    process = subprocess.Popen(["sh", "-c", "read status; exit $status"], stdin=subprocess.PIPE)
     yield process
     process.kill()
     process.communicate(timeout=10)
