@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
+from imagefs.errors import Stale
 from imagefs.formats.blank import is_blank
 from imagefs.images.content import Content
 from imagefs.images.repository import Repository
@@ -27,8 +29,9 @@ def blocked_reason(repo: Repository, image: Image) -> str | None:
         return None if repo.opens.writers(image.data_ino) else "it was never closed after writing"
     if draft.boot != repo.boot and not _is_complete(repo, image, draft):
         return "the machine was restarted before all of it was on the disk"
-    if _is_blank(repo, image, draft):
-        return "it holds no data yet"
+    with contextlib.suppress(Stale):  # it has ended since
+        if _is_blank(repo, image, draft):
+            return "it holds no data yet"
     return None
 
 

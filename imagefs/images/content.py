@@ -32,7 +32,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from imagefs.catalog import MOST, Attrs, Op, Part
-from imagefs.errors import Damaged, NotFound
+from imagefs.errors import Damaged, NotFound, Stale
 from imagefs.images.repository import Repository
 from imagefs.images.staging import data_ranges
 from imagefs.types import BLOCK, Draft, Image
@@ -72,7 +72,8 @@ class Content:
     """The bytes of one draft for readers. Any thread; takes no lock, and follows what other processes write."""
 
     def __init__(self, repo: Repository, image_id: UUID, draft: Draft, fd: int) -> None:
-        """`fd` is the staging file, and stays the caller's. Raises Damaged when the parts have been lost."""
+        """`fd` is the staging file, and stays the caller's. Raises Damaged when the parts have been lost, Stale
+        when the draft has ended since its record was read."""
         self._repo = repo
         self._live = repo.opens.bases
         self._image_id = image_id
@@ -90,6 +91,11 @@ class Content:
         referred = repo.catalog.bases.referred(self._image_id, self._gen)
         # A catalog that was rebuilt gives maps other numbers: what this boot has is not about it.
         if not referred and (not loaded or self._live.find(self._image_id, self._gen)):
+            now = _draft_now(repo, self._image_id, self._gen)
+            if now is None:
+                raise Stale(f"The draft of image {self._image_id} has ended.")
+            if not now.based:
+                return  # overwritten meanwhile
             raise Damaged(
                 f"The draft of image {self._image_id} is a copy, and what it copied was lost with the catalog."
             )
@@ -243,3 +249,11 @@ def _adopted(repo: Repository, image_id: UUID, draft: Draft) -> Draft:
         repo.catalog.bases.refer(image_id, draft.gen, image.data_ino, [draft.base_map])
         repo.catalog.bases.put(image_id, draft.gen, [(0, MOST, [whole])])
         return repo.catalog.images.update(image_id, based, Op.DRAFT).draft or draft
+
+
+def _draft_now(repo: Repository, image_id: UUID, gen: int) -> Draft | None:
+    """An image's draft `gen`, or that of a sibling, as its record has it by now."""
+    records = [sibling.record for sibling in repo.catalog.siblings.list(image_id) if sibling.gen == gen]
+    with contextlib.suppress(NotFound):
+        records.append(repo.catalog.images.get(image_id, deleted=True))
+    return next((record.draft for record in records if record.draft is not None and record.draft.gen == gen), None)

@@ -13,8 +13,9 @@ from uuid import UUID
 import pytest
 
 from imagefs.catalog import Op
-from imagefs.errors import Damaged, Mismatch
-from imagefs.images import drafts
+from imagefs.errors import Damaged, Mismatch, Stale
+from imagefs.images import bases, drafts
+from imagefs.images.arming import blocked_reason
 from imagefs.images.files import DraftFile
 from imagefs.images.opens import Handle
 from imagefs.types import BLOCK, Draft, Image, Status
@@ -231,3 +232,16 @@ def test_a_failed_sync_loses_nothing(it: Opened, source: Image, monkeypatch: pyt
 
 def _failing(fd: int) -> None:
     raise OSError(5, "the disk was lost")
+
+
+def test_a_record_that_was_read_before_the_draft_ended(it: Opened, source: Image) -> None:
+    """Somebody lists drafts while one of them is sealed: it has ended, and nothing was lost."""
+    image_id = copied(it, source)
+    changed(it, image_id, 10, b"other")
+    old = it.images.get(image_id)
+    it.images.seal(image_id)
+    bases.drop_ended(it.repo)
+    assert blocked_reason(it.repo, old) is None
+    assert old.draft is not None
+    with pytest.raises(Stale):
+        DraftFile(it.repo, image_id, old.draft, lambda change: old)
