@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import struct
@@ -119,7 +120,12 @@ def test_an_encrypted_disk_is_blank_though_its_keys_are_not_zero(tmp_path):
     path = tmp_path / "image"
     secret = ["--object", "secret,id=s,data=abc"]
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100"
-    run("qemu-img", "create", *secret, "-f", "qcow2", "-o", options, path, "10M")
+    for _ in range(20):  # it measures its own CPU time, and now and then finds that it took none
+        with contextlib.suppress(subprocess.CalledProcessError):
+            run("qemu-img", "create", *secret, "-f", "qcow2", "-o", options, path, "10M")
+            break
+    else:
+        pytest.skip("qemu-img cannot measure its CPU time here")
     assert blank(path)
 
 
