@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench import sync_file
 from blake3 import blake3
 
 from imagefs.blocks import frames
@@ -72,15 +73,6 @@ def ran(*words: str | Path, then: Callable[[], object] = lambda: None, **environ
     )
     then()
     return Run(time.monotonic() - begin, cpu_of_children() - cpu)
-
-
-def sync_file(path: Path) -> None:
-    """fsync of one file."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 # -- the file ----------------------------------------------------------------------------------

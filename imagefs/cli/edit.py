@@ -148,9 +148,11 @@ def clone_command(settings: Settings, /, image: str, name: str, draft: bool, as_
     name = str(fields.parse("name", name))
     if draft:
         # Imported here: it brings all that opens files, which a clone of 100 ms has no time for.
-        from imagefs.cli.cloning import writable_copy  # noqa: PLC0415
+        from imagefs.cli.working import opened_for_data  # noqa: PLC0415
+        from imagefs.images.cloning import writable_copy  # noqa: PLC0415
 
-        new = writable_copy(settings, image, name)
+        with opened_for_data(settings) as (images, files):
+            new = writable_copy(images, files, resolve(images.repo, image), name)
     else:
         with opened(settings) as repo:
             new = Images(repo).clone(resolve(repo, image).id, name)

@@ -11,7 +11,6 @@ from imagefs.blocks.digest import WIDTH
 from imagefs.blocks.packs import read_footer
 from imagefs.catalog import PackKind, PackState
 from imagefs.errors import BackendFailed, Damaged, NotFound
-from imagefs.images.plain import plain_files
 from imagefs.images.repository import Repository
 from imagefs.images.staging import data_ranges
 from imagefs.types import BLOCK, FRAME_BLOCKS, Extent
@@ -38,7 +37,7 @@ class Copies:
             kept = row.state in (PackState.LIVE, PackState.TRASH) and row.done
             if row.kind == PackKind.PACK and kept:
                 self._in_pack(row.no, row.name16)
-        for path in [*plain_files(self._repo), *(path for _, _, path in self._repo.staging.files())]:
+        for path in [*self._repo.materialised.paths(), *(path for _, _, path in self._repo.staging.files())]:
             if self._wanted:
                 self._in_file(os.fspath(path))
 

@@ -64,13 +64,16 @@ def hashes(
     `ranges` are its (offset, length) with data, in order; what lies between is hashed as zeros without
     being read, at 0.8 GB/s: md5 and sha512 cannot skip. The two run side by side: hashlib releases the GIL.
     """
-    digests = (hashlib.md5(usedforsecurity=False), hashlib.new(algorithm))
-    with ThreadPoolExecutor(len(digests), thread_name_prefix="hash") as pool:
+    running = Running(algorithm)
+    try:
         for piece in _pieces(read, ranges, size):
             if cancelled():
                 return None
-            list(pool.map(lambda digest, piece=piece: digest.update(piece), digests))
-    return digests[0].hexdigest(), digests[1].hexdigest()
+            for job in running.update(piece):
+                job.result()
+        return running.result()
+    finally:
+        running.close()
 
 
 def _pieces(

@@ -106,13 +106,17 @@ class Materialised:
 
     def keep(self, wanted: Callable[[UUID], bool]) -> None:
         """Removes the files of maps that are not `wanted`, and what is not such a file at all."""
-        for entry in list(os.scandir(self._directory)):
+        for path in self.paths():
             try:
-                keep = wanted(UUID(entry.name))
+                keep = wanted(UUID(path.name))
             except ValueError:
                 keep = False
             if not keep:
-                Path(entry.path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+
+    def paths(self) -> list[Path]:
+        """Every file there is now, by its name."""
+        return sorted(self._directory.iterdir())
 
     def allocated(self) -> int:
         """Bytes on disk of all the files."""
@@ -130,10 +134,10 @@ class Materialised:
     def _files(self) -> list[tuple[int, Path, int]]:
         """(time of the last use, path, bytes on disk) of each."""
         found = []
-        for entry in os.scandir(self._directory):
+        for path in self.paths():
             with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                found.append((status.st_atime_ns, Path(entry.path), status.st_blocks * 512))
+                status = path.stat()
+                found.append((status.st_atime_ns, path, status.st_blocks * 512))
         return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -19,17 +19,11 @@ Take = Callable[[int], bool]
 """Asked before so many bytes are read; False ends the work."""
 
 
-def plain_files(repo: Repository) -> Iterator[Path]:
-    """Every plain file there is."""
-    with os.scandir(repo.path / "cache") as entries:
-        yield from sorted(Path(entry.path) for entry in entries)
-
-
 def verify_plain_files(repo: Repository, take: Take, stop: threading.Event) -> list[str]:
     """Removes plain files that do not have the root which their image was sealed with, and says so: readers go on
     with the packs."""
     found: list[str] = []
-    for path in plain_files(repo):
+    for path in repo.materialised.paths():
         root = _recorded(repo, path)
         if root is None:
             continue

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 
 from imagefs.blocks import frames as codec
 from imagefs.blocks import recode
@@ -146,7 +147,8 @@ class BlockReader:
     def data_ranges(self, map_id: int, size: int, start: int = 0) -> Iterator[tuple[int, int]]:
         """(offset, length) of what is not zero from `start` on, in order, at block granularity."""
         recoded = self._layout(map_id)
-        return self._stored_ranges(map_id, start, size) if recoded is None else recoded.data_ranges(start, size)
+        ranges = partial(self._stored_ranges, map_id)
+        return ranges(start, size) if recoded is None else recoded.data_ranges(ranges, start, size)
 
     def _stored_ranges(self, map_id: int, start: int, size: int) -> Iterator[tuple[int, int]]:
         step = (256 << 20) // BLOCK
@@ -194,13 +196,7 @@ class BlockReader:
     def recoded(self, map_id: int) -> RecodedFile:
         """A map read as layout `recode`, also while it is being made. Errors as for RecodedFile."""
 
-        def stored(offset: int, length: int) -> bytes:
-            return self.stored(map_id, offset, length)
-
-        def ranges(start: int, end: int) -> Iterator[tuple[int, int]]:
-            return self._stored_ranges(map_id, start, end)
-
-        return RecodedFile(map_id, stored, ranges, self._remaker)
+        return RecodedFile(map_id, partial(self.stored, map_id), self._remaker)
 
 
 def _zeros(length: int) -> Iterator[bytes | memoryview]:

@@ -57,12 +57,11 @@ class Remaker:
 class RecodedFile:
     """One map of layout `recode` as the file it stands for. Safe for any number of threads."""
 
-    def __init__(self, map_id: int, stored: Stored, ranges: Ranges, remaker: Remaker) -> None:
+    def __init__(self, map_id: int, stored: Stored, remaker: Remaker) -> None:
         """Reads the table's header and index. Raises Damaged, NewerVersion, UnknownFeature, CannotRemake when
         this machine's encoder is another one than the streams were checked against."""
         self._map_id = map_id
         self._stored = stored
-        self._ranges = ranges
         self._remaker = remaker
         self._name = f"map {map_id}"
         self.table = Table(stored, self._name)
@@ -107,11 +106,12 @@ class RecodedFile:
             raise Damaged(f"{self._name}: the stream at {row.file_off} of the file is not what it was.")
         return made
 
-    def data_ranges(self, start: int, size: int) -> Iterator[tuple[int, int]]:
-        """(offset, length) of what is not zero from `start` to `size`, in order, at block granularity."""
+    def data_ranges(self, ranges: Ranges, start: int, size: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what is not zero from `start` to `size`, in order, at block granularity; `ranges`
+        are the map's."""
         literal = (
             (offset - self._skeleton, offset - self._skeleton + length)
-            for offset, length in self._ranges(self._skeleton + start, self._skeleton + size)
+            for offset, length in ranges(self._skeleton + start, self._skeleton + size)
         )
         made = (_blocks(row) for _, row in self.table.streams(start, size))
         low = high = start // BLOCK * BLOCK

@@ -131,7 +131,7 @@ class Recoding:
         remaker = Remaker(begin=lower if self.nice else None)
         try:
             # No map has this number: what is made is kept apart from that of other images.
-            yield RecodedFile(-1, read, _no_ranges, remaker), RootOf(self.repo)
+            yield RecodedFile(-1, read, remaker), RootOf(self.repo)
         finally:
             remaker.close()
 
@@ -194,7 +194,3 @@ class _Area:
         if self._window:
             window, self._window = self._window, bytearray()
             self._ingest.write(memoryview(window))
-
-
-def _no_ranges(start: int, end: int) -> Iterator[tuple[int, int]]:
-    raise NotImplementedError(f"{start} {end}")

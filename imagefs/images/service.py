@@ -210,19 +210,7 @@ class Images:
         source = self.get(source_id)
         if source.status != Status.ACTIVE:
             raise InvalidValue(f"Image {source_id} is {source.status}: only an active image can be cloned.")
-        new = Image(
-            id=uuid4(),
-            name=name,
-            owner=source.owner,
-            visibility=source.visibility,
-            tags=source.tags,
-            properties=dict(source.properties),
-            min_disk=source.min_disk,
-            min_ram=source.min_ram,
-            uid=source.uid,
-            gid=source.gid,
-            mode=source.mode,
-        )
+        new = Image(id=uuid4(), name=name, **inherited(source))
         image = self._catalog.seals.clone(source_id, replace(new, **fields))
         self.repo.logs.flush()
         return image
@@ -231,3 +219,18 @@ class Images:
     def _require_unprotected(image: Image) -> None:
         if image.protected:
             raise Protected(f"Image {image.id} ({image.name}) is protected against deletion.")
+
+
+def inherited(source: Image) -> dict[str, Any]:
+    """What a copy has of its source's record."""
+    return {
+        "owner": source.owner,
+        "visibility": source.visibility,
+        "tags": source.tags,
+        "properties": dict(source.properties),
+        "min_disk": source.min_disk,
+        "min_ram": source.min_ram,
+        "uid": source.uid,
+        "gid": source.gid,
+        "mode": source.mode,
+    }

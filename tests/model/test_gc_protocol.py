@@ -7,7 +7,6 @@ that any image has.
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 import pytest
 
@@ -15,7 +14,7 @@ from imagefs.catalog import PackKind, PackState
 from imagefs.types import Status
 from tests.model import test_protocol
 from tests.model.stepping import Actor
-from tests.model.test_protocol import lengths, play, schedules
+from tests.model.test_protocol import played
 from tests.model.world import USER, Process, World
 
 ROLES = test_protocol.ROLES | {
@@ -42,12 +41,7 @@ def more_roles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def enumerate_switches(world: World, roles: tuple[str, ...], every: int) -> None:
-    planned = schedules(lengths(world, roles))
-    events: Counter[str] = Counter()
-    for schedule in planned[len(planned) % every :: every]:
-        events += play(world, roles, schedule)
-        world.begin()
-    world.settle()
+    events = played(world, roles, every)
     wanted = {"Moves.commit"} if "rewrite" in roles else {"Images.undelete"}
     wanted |= {"store.delete"} if {"delete", "collect"} & set(roles) else set()
     assert {event for event in wanted if not events[event]} == set(), events

@@ -118,13 +118,19 @@ def play(world: World, roles: tuple[str, ...], schedule: tuple[tuple[str, int], 
     return events
 
 
-def enumerate_switches(world: World, roles: tuple[str, ...], every: int) -> None:
+def played(world: World, roles: tuple[str, ...], every: int) -> Counter[str]:
+    """What happened in one of `every` schedules of these roles with at most two switches."""
     planned = schedules(lengths(world, roles))
     events: Counter[str] = Counter()
     for schedule in planned[len(planned) % every :: every]:
         events += play(world, roles, schedule)
         world.begin()
     world.settle()
+    return events
+
+
+def enumerate_switches(world: World, roles: tuple[str, ...], every: int) -> None:
+    events = played(world, roles, every)
     wanted = {"Seals.commit", "Images.unlink", "Seals.finalise", "Packs.doom", "store.delete", "Packs.forget"}
     wanted |= {"redone"} if "delete" in roles else set()
     wanted |= {"released"} if "read" in roles else set()
